@@ -1,0 +1,203 @@
+"""Task cards: what a prompted task says about itself, and the registry of tasks and mixtures. Plain Python."""
+
+import dataclasses
+import re
+import string
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from zeroprompt_jax.errors import UserError, unknown
+
+POOLS = ("train", "held_out_task", "held_out_type")
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a task's examples come from.
+
+    Attributes:
+      examples: `examples(split)` yields dicts with the fields the card's templates name. Two keys are special:
+        `references`, a list of acceptable answers (default: the rendered target alone), and `options`, a list of
+        answer options for this example (default: the card's).
+      fingerprint: a string that changes whenever the examples would.
+      splits: the splits that `examples` knows.
+    """
+
+    examples: Callable[[str], Iterable[Mapping[str, Any]]]
+    fingerprint: str
+    splits: tuple[str, ...] = ("train", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskCard:
+    """What a prompted task says about itself.
+
+    Attributes:
+      name: unique; letters, digits and `_ - . / :`.
+      type: the kind of skill, the unit of "unseen types" (`string_edit`, `entailment`).
+      instructions: wordings used in training, at least one. The model reads wording + input.
+      domain: what the text is about.
+      family: tasks of one operation or one source dataset share a family; default is the task's own name.
+      pool: `train`, `held_out_task` (its type is trained on, it is not) or `held_out_type`.
+      input_template, target_template: `str.format` templates over an example's fields; `{options}` is the listed options.
+      options: fixed answer options; empty means free text unless the example brings its own.
+      metrics: names from `zeroprompt_jax.evaluation.metrics`.
+      held_out_instructions: wordings that training never uses; evaluation prefers them.
+    """
+
+    name: str
+    type: str
+    instructions: tuple[str, ...]
+    domain: str = "general"
+    family: str = ""
+    pool: str = "train"
+    input_template: str = "{input}"
+    target_template: str = "{target}"
+    options: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ("exact_match",)
+    held_out_instructions: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not self.family:
+            object.__setattr__(self, "family", self.name)
+        for field in ("instructions", "options", "metrics", "held_out_instructions"):
+            value = getattr(self, field)
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                raise UserError(f"Task card '{self.name}': {field} must be a tuple of strings, not {value!r}.")
+            object.__setattr__(self, field, tuple(value))
+
+
+def _fields(template: str) -> list[str]:
+    return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+
+
+def check(card: TaskCard) -> None:
+    """Raises UserError naming the card and the field when the card cannot be used."""
+
+    def bad(field: str, why: str):
+        raise UserError(f"Task card '{card.name}': {field} {why}.")
+
+    if not re.fullmatch(r"[\w.:/-]+", card.name or ""):
+        bad("name", f"{card.name!r} must be non-empty letters, digits and _ - . / :")
+    if not card.type:
+        bad("type", "is empty")
+    if card.pool not in POOLS:
+        bad("pool", f"'{card.pool}' is not one of {', '.join(POOLS)}")
+    if not card.instructions:
+        bad("instructions", "is empty; give at least one wording")
+    if not card.metrics:
+        bad("metrics", "is empty; give at least one, for example exact_match")
+    for field in ("instructions", "held_out_instructions", "options", "metrics"):
+        values = getattr(card, field)
+        for value in values:
+            if not isinstance(value, str):
+                bad(field, f"holds {value!r}, which is not text")
+            if field != "instructions" and not value.strip():
+                bad(field, "holds an empty string")
+        if len(set(values)) != len(values):
+            bad(field, "repeats a value")
+    if overlap := set(card.instructions) & set(card.held_out_instructions):
+        bad("held_out_instructions", f"repeats the training wording {sorted(overlap)[0]!r}")
+    if len(card.options) == 1:
+        bad("options", f"has the single option '{card.options[0]}'; give at least two, or none for free text")
+    for field in ("input_template", "target_template"):
+        try:
+            names = _fields(getattr(card, field))
+        except ValueError as e:
+            bad(field, f"{getattr(card, field)!r} is not a format string ({e})")
+        if not names:
+            bad(field, f"{getattr(card, field)!r} names no field, so every example would read the same")
+        if "" in names:
+            bad(field, f"{getattr(card, field)!r} has an unnamed field; write {{input}}, not {{}}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rendered:
+    """One example as text: what follows the instruction, the answer, all acceptable answers, the answer options."""
+
+    input: str
+    target: str
+    references: tuple[str, ...]
+    options: tuple[str, ...]
+
+
+def render(card: TaskCard, example: Mapping[str, Any]) -> Rendered:
+    """Fills the card's templates from one example. The instruction is not part of the result: it is kept apart so that
+    one cached example serves every wording, and a hypernetwork can read it alone."""
+    options = tuple(str(o) for o in example.get("options", card.options))
+    if "options" in example and len(options) < 2:
+        raise UserError(f"Task '{card.name}': an example lists {len(options)} answer options; it needs at least two.")
+    fields = {**example, "options": "; ".join(options)}
+    try:
+        text = card.input_template.format(**fields)
+        target = card.target_template.format(**fields)
+    except KeyError as e:
+        have = ", ".join(sorted(map(str, example)))
+        raise UserError(f"Task '{card.name}': a template names the field {e}, but its examples have {have}.") from None
+    references = tuple(str(r) for r in example.get("references", ())) or (target,)
+    if options and target not in options:
+        raise UserError(f"Task '{card.name}': the target '{target}' is not among its options {', '.join(options)}.")
+    return Rendered(text, target, references, options)
+
+
+_TASKS: dict[str, tuple[TaskCard, Source]] = {}
+_MIXTURES: dict[str, dict[str, float]] = {}
+
+
+def register(card: TaskCard, source: Source) -> TaskCard:
+    """Adds a task. Registering the same card twice is harmless; another card under a taken name is an error."""
+    check(card)
+    known = _TASKS.get(card.name)
+    if known and (known[0] != card or known[1].fingerprint != source.fingerprint):
+        raise UserError(f"Task card '{card.name}': the name is already registered with another card or source.")
+    if bad := [s for s in source.splits if s not in SPLITS]:
+        raise UserError(f"Task card '{card.name}': split '{bad[0]}' is not one of {', '.join(SPLITS)}.")
+    _TASKS[card.name] = (card, source)
+    return card
+
+
+def register_mixture(name: str, tasks: Sequence[str] | Mapping[str, float]) -> None:
+    """Names a set of tasks; a mapping gives explicit relative rates, a sequence equal ones."""
+    rates = {t: float(r) for t, r in tasks.items()} if isinstance(tasks, Mapping) else {t: 1.0 for t in tasks}
+    if not rates:
+        raise UserError(f"Mixture '{name}': it has no tasks.")
+    for task, rate in rates.items():
+        if task not in _TASKS:
+            raise UserError(f"Mixture '{name}': {unknown('task', task, _TASKS)}")
+        if not rate > 0:
+            raise UserError(f"Mixture '{name}': the rate of '{task}' is {rate:g}; it must be above zero.")
+    _MIXTURES[name] = rates
+
+
+def card(name: str) -> TaskCard:
+    """The card registered under `name`."""
+    return _lookup(name)[0]
+
+
+def source(name: str) -> Source:
+    """The source registered under `name`."""
+    return _lookup(name)[1]
+
+
+def _lookup(name: str) -> tuple[TaskCard, Source]:
+    if name not in _TASKS:
+        raise unknown("task", name, _TASKS)
+    return _TASKS[name]
+
+
+def mixture(name: str) -> dict[str, float]:
+    """Relative rates of the tasks of a mixture; a task's own name is the mixture of that task alone."""
+    if name in _MIXTURES:
+        return dict(_MIXTURES[name])
+    if name in _TASKS:
+        return {name: 1.0}
+    raise unknown("task or mixture", name, [*_MIXTURES, *_TASKS])
+
+
+def task_names() -> tuple[str, ...]:
+    return tuple(_TASKS)
+
+
+def mixture_names() -> tuple[str, ...]:
+    return tuple(_MIXTURES)

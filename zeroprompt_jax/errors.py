@@ -1,0 +1,25 @@
+"""Errors a user can cause: one sentence naming the thing, its value and the nearest right one."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input from outside. The command line prints its sentence and exits with code 2, without a traceback."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns ` Did you mean 'x'?` for the known name closest to `name`, or an empty string when none is close."""
+    known = sorted(set(known))
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name nobody registered: names the kind, the value and the nearest right value."""
+    known = list(known)
+    hint = nearest(name, known)
+    if not hint:
+        shown = ", ".join(sorted(known)[:8])
+        hint = f" Known: {shown}{', …' if len(known) > 8 else ''}." if known else f" No {kind} is registered."
+    return UserError(f"Unknown {kind} '{name}'.{hint}")
