@@ -1,0 +1,173 @@
+"""The layers of T5, with the insertion points of `Conditioning`. Parameter names and shapes are T5X's."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zeroprompt_jax.models.conditioning import ACTIVATIONS, Prefix, Sublayer, adapt, project, rescale, split_rows, to_rows
+from zeroprompt_jax.models.masks import relative_buckets
+
+Array = jax.Array
+MASKED = -1e10  # as T5X; finite, so that a row without any visible key stays finite
+
+
+def fan_in(scale: float = 1.0) -> Callable:
+    return nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
+
+
+class Dense(nn.Module):
+    """x W with a float32 kernel [I, O], computed in `dtype`. No bias: T5 has none."""
+
+    features: int
+    dtype: jnp.dtype
+    kernel_init: Callable = fan_in()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        return x.astype(self.dtype) @ kernel.astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in float32, with a learned scale and no bias."""
+
+    dtype: jnp.dtype
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        return (x * scale).astype(self.dtype)
+
+
+class Dropout(nn.Module):
+    """Dropout shared along the length axis, as in T5; active exactly when an rng named 'dropout' is passed."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return nn.Dropout(self.rate, broadcast_dims=(-2,))(x, deterministic=not self.has_rng("dropout"))
+
+
+class RelativePositionBias(nn.Module):
+    """T5's learned bias per head and bucketed distance: [1 or B, Tq], [1 or B, Tk] -> [1 or B, H, Tq, Tk]."""
+
+    num_heads: int
+    num_buckets: int
+    max_distance: int
+    bidirectional: bool
+    init_std: float | None
+
+    @nn.compact
+    def __call__(self, query_positions: Array, key_positions: Array) -> Array:
+        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+        if self.init_std is not None:
+            init = nn.initializers.normal(self.init_std)
+        table_HN = self.param("rel_embedding", init, (self.num_heads, self.num_buckets), jnp.float32)
+        distance = key_positions[:, None, :] - query_positions[:, :, None]
+        buckets = relative_buckets(distance, self.bidirectional, self.num_buckets, self.max_distance)
+        return jnp.moveaxis(table_HN[:, buckets], 0, 1)
+
+
+class Keys(NamedTuple):
+    """What an attention may look at: key, value [G, T, H, K], mask (bool) and bias, both broadcastable to [B, H, Tq, T].
+    G divides the number of query rows: a prefix, an encoder's output, a fused instruction serve groups of rows uncopied."""
+
+    key: Array
+    value: Array
+    mask: Array | None = None
+    bias: Array | None = None
+
+
+def attend(query_BTHK: Array, keys: list[Keys], dropout: Callable[[Array], Array] = lambda x: x) -> Array:
+    """One softmax, in float32, over all the keys together. T5 does not scale the query: the init does. -> [B, T, H, K]."""
+    B, T, H, K = query_BTHK.shape
+    scores = []
+    for source in keys:
+        query = split_rows(query_BTHK, source.key.shape[0])
+        s = jnp.einsum("grqhk,gphk->grhqp", query, source.key.astype(query.dtype), preferred_element_type=jnp.float32)
+        s = s.reshape(B, H, T, -1)
+        s = s if source.bias is None else s + source.bias
+        scores.append(s if source.mask is None else jnp.where(source.mask, s, MASKED))
+    weights = jax.nn.softmax(scores[0] if len(scores) == 1 else jnp.concatenate(scores, axis=-1), axis=-1)
+    weights = dropout(weights.astype(query_BTHK.dtype))
+    out, start = 0, 0
+    for source in keys:
+        w = split_rows(weights[..., start : start + source.key.shape[1]], source.key.shape[0])
+        o = jnp.einsum("grhqp,gphk->grqhk", w, source.value.astype(w.dtype))
+        out = out + o.reshape(B, T, H, K)
+        start += source.key.shape[1]
+    return out
+
+
+def prefix_keys(prefix: Prefix | None, rows: int) -> list[Keys]:
+    """The prefix of one layer (its L axis already taken) as something to attend to."""
+    if prefix is None:
+        return []
+    mask = None if prefix.mask is None else to_rows(prefix.mask.astype(bool), rows)[:, None, None]
+    return [Keys(prefix.key, prefix.value, mask)]
+
+
+class Attention(nn.Module):
+    """Multi-head attention in three steps, so that keys can be cached: `keys_values`, `query`, `attend`."""
+
+    num_heads: int
+    head_dim: int
+    emb_dim: int
+    dtype: jnp.dtype
+    dropout_rate: float
+
+    def setup(self):
+        joined = self.num_heads * self.head_dim
+        # T5 folds the usual 1/sqrt(head_dim) into the initialisation of the query.
+        self.query = Dense(joined, self.dtype, fan_in(1.0 / self.head_dim))
+        self.key = Dense(joined, self.dtype)
+        self.value = Dense(joined, self.dtype)
+        self.out = Dense(self.emb_dim, self.dtype)
+        self.dropout = Dropout(self.dropout_rate)
+
+    def _project(self, name: str, x: Array, conditioning: Sublayer) -> Array:
+        y = project(getattr(self, name)(x), x.astype(self.dtype), name, conditioning)
+        return y.reshape(*y.shape[:-1], self.num_heads, self.head_dim)
+
+    def keys_values(self, x_BTD: Array, conditioning: Sublayer) -> tuple[Array, Array]:
+        """[B, T, D] -> key and value [B, T, H, K]."""
+        key = self._project("key", x_BTD, conditioning)
+        value = self._project("value", x_BTD, conditioning)
+        axes = ("batch", "length", "heads", "kv")
+        return nn.with_logical_constraint(key, axes), nn.with_logical_constraint(value, axes)
+
+    def __call__(self, x_BTD: Array, keys: list[Keys], conditioning: Sublayer) -> Array:
+        """Attends from x to the keys and the conditioning's prefix -> [B, T, D]."""
+        query = nn.with_logical_constraint(self._project("query", x_BTD, conditioning), ("batch", "length", "heads", "kv"))
+        y = attend(query, [*prefix_keys(conditioning.prefix, x_BTD.shape[0]), *keys], self.dropout)
+        y = y.reshape(*y.shape[:2], -1)
+        return adapt(project(self.out(y), y, "out", conditioning), x_BTD, conditioning)
+
+
+class MLP(nn.Module):
+    """T5's feed-forward layer: one activation (1.0: wi, wo) or a gated product (1.1: wi_0, wi_1, wo)."""
+
+    mlp_dim: int
+    emb_dim: int
+    activations: tuple[str, ...]
+    dtype: jnp.dtype
+    dropout_rate: float
+
+    @nn.compact
+    def __call__(self, x_BTD: Array, conditioning: Sublayer) -> Array:
+        hidden = 1
+        for i, activation in enumerate(self.activations):
+            name = "wi" if len(self.activations) == 1 else f"wi_{i}"
+            y = project(Dense(self.mlp_dim, self.dtype, name=name)(x_BTD), x_BTD, name, conditioning)
+            hidden = hidden * ACTIVATIONS[activation](y)
+        hidden = rescale(hidden, "hidden", conditioning)
+        hidden = nn.with_logical_constraint(Dropout(self.dropout_rate)(hidden), ("batch", "length", "mlp"))
+        y = project(Dense(self.emb_dim, self.dtype, name="wo")(hidden), hidden, "wo", conditioning)
+        return adapt(y, x_BTD, conditioning)
