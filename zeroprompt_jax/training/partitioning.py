@@ -1,0 +1,135 @@
+"""Meshes and shardings: one ordered table from logical axes to mesh axes, checked before anything compiles."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.methods.base import Method
+from zeroprompt_jax.models import t5
+
+MESH_AXES = ("data", "fsdp", "model")
+
+# T5X's standard rules, plus `fsdp`, which shards parameters over the axis that also carries batch rows. First match
+# wins; prompts, banks and ranks are small and stay replicated.
+RULES = (
+    ("batch", ("data", "fsdp")),
+    ("vocab", "model"),
+    ("mlp", "model"),
+    ("heads", "model"),
+    ("joined_kv", "model"),
+    ("embed", "fsdp"),
+    ("kv", None),
+    ("length", None),
+    ("layers", None),
+    ("relpos_buckets", None),
+    ("prompt", None),
+    ("prompt_embed", None),
+    ("task", None),
+    ("rank", None),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Sizes of the mesh axes. `data` None takes the devices that the others leave."""
+
+    data: int | None = None
+    fsdp: int = 1
+    model: int = 1
+
+    def build(self, devices: list | None = None) -> jax.sharding.Mesh:
+        """The device mesh, with Auto axes: Flax's logical constraints are hints to XLA, not assertions."""
+        devices = jax.devices() if devices is None else devices
+        rest = self.fsdp * self.model
+        data = self.data if self.data is not None else len(devices) // rest
+        if data * rest != len(devices) or data < 1:
+            raise UserError(
+                f"Mesh data × fsdp × model = {data} × {self.fsdp} × {self.model} needs {max(data, 1) * rest} devices; "
+                f"there are {len(devices)}."
+            )
+        shape = (data, self.fsdp, self.model)
+        return jax.make_mesh(shape, MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * len(shape))
+
+
+@contextlib.contextmanager
+def activate(mesh: jax.sharding.Mesh):
+    """Makes the mesh and the logical axis rules current, for tracing and running."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Rows over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch(mesh: jax.sharding.Mesh, batch_size: int, what: str = "batch_size") -> None:
+    """Raises UserError when the rows do not divide over the mesh."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % ways:
+        near = max(ways, round(batch_size / ways) * ways)
+        raise UserError(
+            f"{what} {batch_size} does not divide over data × fsdp = {mesh.shape['data']} × {mesh.shape['fsdp']} "
+            f"devices; {near} would."
+        )
+
+
+def _axes(path: str, method: Method) -> tuple[str | None, ...]:
+    kind, rest = path.split("/", 1)
+    return t5.logical_axes(rest) if kind == "backbone" else method.logical_axes(rest)
+
+
+def param_shardings(shapes: Mapping[str, Any], method: Method, mesh: jax.sharding.Mesh) -> dict[str, NamedSharding]:
+    """A sharding for every parameter of a flat dict; names the parameter, axis and size that does not divide."""
+    out = {}
+    for path, leaf in shapes.items():
+        axes = _axes(path, method)
+        if len(axes) != len(leaf.shape):
+            raise ValueError(f"{path} has shape {leaf.shape} but logical axes {axes}.")
+        spec = nn.logical_to_mesh_axes(axes, RULES)
+        for size, axis, mesh_axes in zip(leaf.shape, axes, spec):
+            ways = math.prod(mesh.shape[a] for a in ([mesh_axes] if isinstance(mesh_axes, str) else mesh_axes or ()))
+            if size % ways:
+                raise UserError(
+                    f"Parameter {path}: its axis '{axis}' of size {size} does not divide over the mesh axis "
+                    f"'{mesh_axes}' of {ways} devices."
+                )
+        out[path] = NamedSharding(mesh, spec)
+    return out
+
+
+def state_shardings(abstract_state: Any, params: Mapping[str, NamedSharding], mesh: jax.sharding.Mesh) -> Any:
+    """Shardings of a whole State: optimizer leaves shaped like a parameter follow it, the rest is replicated (step
+    counts, Adafactor's factored moments: small)."""
+    shapes = {path: leaf.shape for path, leaf in abstract_state.params.items()}
+
+    def leaf_sharding(key_path, leaf):
+        name = next((k.key for k in reversed(key_path) if isinstance(k, jax.tree_util.DictKey) and k.key in shapes), None)
+        same = name is not None and leaf.shape == shapes[name]
+        return params[name] if same else replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(leaf_sharding, abstract_state)
+
+
+def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+    """Host arrays to device, rows sharded. In a multi-host run each host passes its own rows."""
+    if jax.process_count() == 1:
+        return jax.device_put(dict(batch), sharding)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def init_sharded(create: Callable[[], Any], shardings: Any) -> Any:
+    """Runs `create` under jit so that parameters are born sharded and never gathered on one device."""
+    return jax.jit(create, out_shardings=shardings)()
