@@ -1,4 +1,4 @@
-"""Installs zeroprompt_jax. `tasks/` and `gin/` live at the top level, where users add theirs, and install inside the package."""
+"""Installs zeroprompt_jax. `tasks/` and `gin/`, at the top level where users add theirs, install inside the package."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "zeroprompt_jax/__init__.
 README = HERE / "README.md"
 
 # Python 3.11 stops at jax 0.10.2, so that line is the lower bound; .ci/requirements.lock is the set that is tested.
-# tensorflow, not tensorflow-cpu: seqio needs tensorflow-text, which needs the former, and both together overwrite each other's files.
+# tensorflow, not tensorflow-cpu: seqio needs tensorflow-text, which needs the former; both would overwrite each other.
 REQUIRES = [
     "jax>=0.10.2,<0.13",
     "flax>=0.12.8,<0.13",
@@ -21,7 +21,7 @@ REQUIRES = [
     "numpy>=2.0,<3",
     "tqdm>=4.66,<5",
     "matplotlib>=3.9,<4",
-    "tensorboardX>=2.6.2,<3",
+    "tensorboardX>=2.6.2.2,<3",
     "seqio>=0.0.20,<0.1",
     "tensorflow>=2.21,<2.22",
     "tensorflow-datasets>=4.9.9,<5",
@@ -31,7 +31,7 @@ REQUIRES = [
 EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],
     "gpu": ["jax[cuda12]>=0.10.2,<0.13"],
-    "test": ["pytest>=8.3,<10", "pytest-xdist>=3.6,<4", "psutil>=6,<8"],
+    "test": ["pytest>=8.3.2,<10", "pytest-xdist>=3.6,<4", "psutil>=6,<8"],
     # Reference implementations that the parity tests compare with. Gigabytes, so nothing else needs them.
     "parity": ["torch>=2.13,<3", "transformers>=5,<6", "peft>=0.21,<1"],
 }
@@ -39,13 +39,17 @@ EXTRAS = {
 setup(
     name="zeroprompt_jax",
     version=VERSION,
-    description="Zero-shot task generalisation with T5 in JAX: train on 1,000+ prompted tasks, test on tasks it never saw.",
+    description="Zero-shot learning with T5 in JAX: train on 1,000+ prompted tasks, test on tasks the model never saw.",
     long_description=README.read_text() if README.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    # tasks/ carries an __init__.py; gin/ must not, or it would shadow the gin library, so its folders are listed as data.
-    packages=[*find_packages(include=["zeroprompt_jax", "zeroprompt_jax.*"]), "zeroprompt_jax.tasks", "zeroprompt_jax.gin"],
+    # gin/ must never hold an __init__.py: it would shadow the gin library. So it is a package of data alone.
+    packages=[
+        *find_packages(include=["zeroprompt_jax", "zeroprompt_jax.*"]),
+        "zeroprompt_jax.tasks",
+        "zeroprompt_jax.gin",
+    ],
     package_dir={"zeroprompt_jax.tasks": "tasks", "zeroprompt_jax.gin": "gin"},
     package_data={"zeroprompt_jax.gin": ["**/*.gin"], "zeroprompt_jax.tasks": ["*.model"]},
     python_requires=">=3.11,<3.14",

@@ -40,7 +40,8 @@ class TaskCard:
       domain: what the text is about.
       family: tasks of one operation or one source dataset share a family; default is the task's own name.
       pool: `train`, `held_out_task` (its type is trained on, it is not) or `held_out_type`.
-      input_template, target_template: `str.format` templates over an example's fields; `{options}` is the listed options.
+      input_template, target_template: `str.format` templates over an example's fields; `{options}` is the listed
+        options.
       options: fixed answer options; empty means free text unless the example brings its own.
       metrics: names from `zeroprompt_jax.evaluation.metrics`.
       held_out_instructions: wordings that training never uses; evaluation prefers them.
@@ -145,11 +146,12 @@ _TASKS: dict[str, tuple[TaskCard, Source]] = {}
 _MIXTURES: dict[str, dict[str, float]] = {}
 
 
-def register(card: TaskCard, source: Source) -> TaskCard:
-    """Adds a task. Registering the same card twice is harmless; another card under a taken name is an error."""
+def register(card: TaskCard, source: Source, *, replace: bool = False) -> TaskCard:
+    """Adds a task. Registering the same card twice is harmless; another card under a taken name is an error, unless
+    `replace` says that it takes the name over."""
     check(card)
     known = _TASKS.get(card.name)
-    if known and (known[0] != card or known[1].fingerprint != source.fingerprint):
+    if known and not replace and (known[0] != card or known[1].fingerprint != source.fingerprint):
         raise UserError(f"Task card '{card.name}': the name is already registered with another card or source.")
     if bad := [s for s in source.splits if s not in SPLITS]:
         raise UserError(f"Task card '{card.name}': split '{bad[0]}' is not one of {', '.join(SPLITS)}.")

@@ -1,0 +1,262 @@
+"""Types over a short list of words, numbers or letters ("cat red tree sun lamp")."""
+
+from collections.abc import Sequence
+
+from zeroprompt_jax.tasks import procedural_words as words
+from zeroprompt_jax.tasks.procedural_spec import Draw, Kind, Operation, asking, pairs, singles
+
+LENGTH = 5
+
+
+def neighbour(name: str, offset: int, items: Sequence[str], train: int, held_out: int, wording: dict) -> Operation:
+    """The operation "the item `offset` places from this one" in a list of distinct items."""
+
+    def sample(draw: Draw, arguments):
+        rest = draw.some([x for x in items if x != arguments[0]], LENGTH - 1)
+        at = draw.below(LENGTH - abs(offset)) + max(0, -offset)
+        return " ".join(rest[:at] + [arguments[0]] + rest[at:])
+
+    def solve(text, arguments):
+        row = text.split()
+        at = row.index(arguments[0]) + offset if arguments[0] in row else -1
+        return row[at] if 0 <= at < len(row) else None
+
+    return Operation(name, singles(items), sample=sample, solve=solve, train=train, held_out=held_out, **wording)
+
+
+def _neighbours() -> Kind:
+    items = words.of_categories("animal", "furniture", "plant", "instrument", "job")
+    rows = (
+        ("after", 1, asking("the word after {0}", "the word that follows {0}", "the next word after {0}",
+                            unseen="the word next after {0}")),
+        ("before", -1, asking("the word before {0}", "the word that {0} follows", "the previous word before {0}",
+                              unseen="the word previous to {0}")),
+        ("second_after", 2, asking("the second word after {0}", "the word two places after {0}",
+                                   "the word two after {0}", unseen="the second word that follows {0}")),
+        ("second_before", -2, asking("the second word before {0}", "the word two places before {0}",
+                                     "the word two before {0}", unseen="the second previous word before {0}")),
+    )  # fmt: skip
+    return Kind("neighbours", "lists", tuple(neighbour(n, k, items, 19, 4, ask) for n, k, ask in rows))
+
+
+def _selection() -> Kind:
+    """Lists that hold exactly two words of one category."""
+    kinds = tuple(words.CATEGORIES)
+    rows = (
+        # name, which of the two, offset from it
+        ("first", 0, 0, asking("the first {0}", "the {0} that is first", "the {0} nearest to the start",
+                               unseen="the {0} first in the list")),
+        ("last", 1, 0, asking("the last {0}", "the {0} that is last", "the {0} nearest to the end",
+                              unseen="the {0} last in the list")),
+        ("after_first", 0, 1, asking("the word after the first {0}", "the word that follows the first {0}",
+                                     "the next word after the first {0}",
+                                     unseen="the word next after the first {0} in the list")),
+        ("before_first", 0, -1, asking("the word before the first {0}", "the word that the first {0} follows",
+                                       "the previous word before the first {0}",
+                                       unseen="the word previous to the first {0} in the list")),
+        ("after_last", 1, 1, asking("the word after the last {0}", "the word that follows the last {0}",
+                                    "the next word after the last {0}",
+                                    unseen="the word next after the last {0} in the list")),
+        ("before_last", 1, -1, asking("the word before the last {0}", "the word that the last {0} follows",
+                                      "the previous word before the last {0}",
+                                      unseen="the word previous to the last {0} in the list")),
+    )  # fmt: skip
+
+    def operation(name, which, offset, wording):
+        def places(category, row):
+            at = [i for i, w in enumerate(row) if words.CATEGORY_OF.get(w) == category]
+            return at if len(at) == 2 and 0 <= at[which] + offset < len(row) else None
+
+        def sample(draw, arguments):
+            mine = words.CATEGORIES[arguments[0]]
+            others = [w for w in words.THINGS if w not in mine]
+            while True:
+                row = draw.shuffled(draw.some(mine, 2) + draw.some(others, LENGTH - 2))
+                if places(arguments[0], row):
+                    return " ".join(row)
+
+        def solve(text, arguments):
+            row = text.split()
+            at = places(arguments[0], row)
+            return row[at[which] + offset] if at else None
+
+        return Operation(name, singles(kinds), sample=sample, solve=solve, train=10, held_out=2, **wording)
+
+    return Kind("category_selection", "lists", tuple(operation(*row) for row in rows))
+
+
+def _sorting() -> Kind:
+    numbers = range(1, 21)
+    bounds = range(3, 18)
+
+    def bounded(name, keep, choose, wording):
+        def solve(text, arguments):
+            kept = [n for n in map(int, text.split()) if keep(n, int(arguments[0]))]
+            return choose(kept)
+
+        def sample(draw, arguments):
+            while True:
+                text = " ".join(map(str, draw.some(numbers, LENGTH)))
+                if solve(text, arguments):
+                    return text
+
+        return Operation(name, singles(bounds), sample=sample, solve=solve, train=11, held_out=3, **wording)
+
+    def edge(edge_of):
+        return lambda kept: str(edge_of(kept)) if kept else None
+
+    return Kind(
+        "sorting",
+        "numbers",
+        (
+            bounded("smallest_above", lambda n, bound: n > bound, edge(min), asking(
+                "the smallest number above {0}", "the lowest number above {0}", "the first number above {0}",
+                unseen="the number above {0} that is lowest")),
+            bounded("largest_below", lambda n, bound: n < bound, edge(max), asking(
+                "the largest number below {0}", "the highest number below {0}", "the last number below {0}",
+                unseen="the number below {0} that is highest")),
+            bounded("count_above", lambda n, bound: n > bound, lambda kept: str(len(kept)), asking(
+                "the count of numbers above {0}", "how many numbers are above {0}", "how many are above {0}",
+                unseen="how many numbers there are above {0}")),
+        ),
+    )  # fmt: skip
+
+
+def _counting() -> Kind:
+    letters = words.LETTERS
+    length = 6
+
+    def operation(name, arguments, train, held_out, wording):
+        def sample(draw, arguments):
+            # The count is drawn first, so that every answer is equally likely.
+            n = draw.below(5)
+            hits = [draw.pick(arguments) for _ in range(n)]
+            pool = draw.some([x for x in letters if x not in arguments], 3)
+            return " ".join(draw.shuffled(hits + [draw.pick(pool) for _ in range(length - n)]))
+
+        def solve(text, arguments):
+            return str(sum(x in arguments for x in text.split()))
+
+        return Operation(name, arguments, sample=sample, solve=solve, train=train, held_out=held_out,
+                         options=lambda arguments: tuple("01234"), **wording)  # fmt: skip
+
+    return Kind(
+        "counting",
+        "letters",
+        (
+            operation("letter", singles(letters), 20, 4, asking(
+                "the count of {0}", "how many times {0} is there", "how many letters are {0}",
+                unseen="how many {0} there are")),
+            operation("either", pairs(letters), 40, 5, asking(
+                "the count of {0} or {1}", "how many times {0} or {1} is there", "how many letters are {0} or {1}",
+                unseen="how many {0} or {1} there are")),
+        ),
+    )  # fmt: skip
+
+
+def _membership() -> Kind:
+    items = words.of_categories("food", "garment", "tool", "vehicle")
+
+    def row(draw, present, absent, n=LENGTH):
+        rest = draw.some([w for w in items if w not in present and w not in absent], n - len(present))
+        return " ".join(draw.shuffled([*present, *rest]))
+
+    def which_sample(draw, arguments):
+        a, b = arguments
+        present = draw.pick(((), (a,), (b,), (a, b)))
+        return row(draw, present, arguments)
+
+    def which_solve(text, arguments):
+        found = [w for w in arguments if w in text.split()]
+        return found[0] if len(found) == 1 else "both" if found else "neither"
+
+    def earlier_solve(text, arguments):
+        order = [w for w in text.split() if w in arguments]
+        return order[0] if len(order) == 2 else None
+
+    return Kind(
+        "membership",
+        "lists",
+        (
+            Operation(
+                "which_of", pairs(items), sample=which_sample, solve=which_solve, train=44, held_out=8,
+                options=lambda arguments: (*arguments, "both", "neither"),
+                **asking(
+                    "which of {0} and {1} is in the list", "which is there, {0} or {1}, both or neither",
+                    "which of {0} and {1} is there, both or neither",
+                    unseen="which is in the list, {0}, {1}, both or neither",
+                ),
+            ),
+            Operation(
+                "earlier", pairs(items), sample=lambda draw, arguments: row(draw, arguments, ()), solve=earlier_solve,
+                train=20, held_out=2, options=lambda arguments: arguments,
+                **asking(
+                    "which comes first, {0} or {1}", "the first of {0} and {1}", "whichever comes first of {0} and {1}",
+                    unseen="which of {0} and {1} is first",
+                ),
+            ),
+        ),
+    )  # fmt: skip
+
+
+def _edits(kind, domain, items, length, rows) -> Kind:
+    def operation(name, arguments, edit, train, held_out, wording):
+        def sample(draw, arguments):
+            x = arguments[0]
+            rest = draw.some([w for w in items if w not in arguments], length - 1)
+            return " ".join(draw.shuffled([x, *rest]))
+
+        def solve(text, arguments):
+            row = text.split()
+            if arguments[0] not in row:
+                return None
+            return " ".join(edit(row, row.index(arguments[0]), arguments))
+
+        return Operation(name, arguments, sample=sample, solve=solve, train=train, held_out=held_out, **wording)
+
+    return Kind(kind, domain, tuple(operation(*row) for row in rows))
+
+
+def _string_edit() -> Kind:
+    letters = words.LETTERS
+    return _edits("string_edit", "letters", letters, 4, (
+        ("replace_letter", pairs(letters, letters), lambda row, i, a: row[:i] + [a[1]] + row[i + 1 :], 26, 3, asking(
+            "the letters with {0} replaced by {1}", "the string with {1} for {0}",
+            "the letters with {1} in place of {0}",
+            unseen="the string with {0} replaced by {1}")),
+        ("delete_letter", singles(letters), lambda row, i, a: row[:i] + row[i + 1 :], 16, 2, asking(
+            "the letters without {0}", "the string with {0} deleted", "the letters with no {0}",
+            unseen="the string without {0}")),
+        ("double_letter", singles(letters), lambda row, i, a: row[: i + 1] + row[i:], 16, 2, asking(
+            "the letters with {0} doubled", "the string with {0} written two times", "the letters with two {0}",
+            unseen="the string with {0} doubled")),
+        ("insert_after", pairs(letters, letters), lambda row, i, a: row[: i + 1] + [a[1]] + row[i + 1 :], 20, 2, asking(
+            "the letters with {1} added after {0}", "the string with {1} put after {0}",
+            "the letters with a new {1} after {0}", unseen="the string with {1} added after {0}")),
+    ))  # fmt: skip
+
+
+def _list_edit() -> Kind:
+    items = words.of_categories("colour", "country", "sport")
+    return _edits("list_edit", "lists", items, 4, (
+        ("remove_word", singles(items), lambda row, i, a: row[:i] + row[i + 1 :], 22, 3, asking(
+            "the list without {0}", "the list with {0} removed", "the words with no {0}",
+            unseen="the words without {0}")),
+        ("replace_word", pairs(items, items), lambda row, i, a: row[:i] + [a[1]] + row[i + 1 :], 18, 2, asking(
+            "the list with {0} replaced by {1}", "the list with {1} for {0}", "the words with {1} in place of {0}",
+            unseen="the words with {0} replaced by {1}")),
+        ("words_after", singles(items), lambda row, i, a: row[i + 1 :] or ["none"], 20, 3, asking(
+            "all words after {0}", "the end of the list after {0}", "all that follows {0} in the list",
+            unseen="all words that follow {0}")),
+    ))  # fmt: skip
+
+
+KINDS = (
+    _neighbours(),
+    _selection(),
+    _sorting(),
+    _counting(),
+    _membership(),
+    _string_edit(),
+    _list_edit(),
+)

@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+
+from zeroprompt_jax.data import cache, cards, mixture, seqio_bridge
+from zeroprompt_jax.data.batches import EvalSet, Features
+from zeroprompt_jax.data.vocabulary import load_vocabulary
+from zeroprompt_jax.errors import UserError
+
+FEATURES = Features(inputs=64, targets=10)
+
+
+@pytest.fixture
+def seqio(monkeypatch):
+    import seqio
+
+    for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
+        monkeypatch.setattr(registry, "_REGISTRY", {})
+    return seqio
+
+
+@pytest.fixture(params=["bytes", "procedural", "t5"])
+def vocabulary(request):
+    if request.param != "t5":
+        return load_vocabulary(request.param)
+    return load_vocabulary(f"{request.getfixturevalue('shared_data')}/t5_vocab.model:100")
+
+
+def texts_task(seqio, name, vocabulary, texts, preprocessors=None, keep_text=True):
+    """A task as users write them: text in, SeqIO's own tokenisation."""
+    import tensorflow as tf
+
+    def dataset(split, shuffle_files, seed=None):
+        del split, shuffle_files, seed
+        columns = {"inputs": [a for a, _ in texts], "targets": [b for _, b in texts]}
+        return tf.data.Dataset.from_tensor_slices(columns)
+
+    feature = seqio.Feature(vocabulary=vocabulary.to_seqio(), add_eos=True)
+    drop = [] if keep_text else [lambda d: d.map(lambda e: {k: e[k] for k in ("inputs", "targets")})]
+    return seqio.TaskRegistry.add(
+        name,
+        source=seqio.FunctionDataSource(dataset, splits=("train", "test")),
+        preprocessors=preprocessors or [seqio.preprocessors.tokenize, *drop, seqio.preprocessors.append_eos],
+        output_features={"inputs": feature, "targets": feature},
+        metric_fns=[],
+    )
+
+
+def test_vocabularies_agree_with_seqios(seqio, vocabulary):
+    theirs = vocabulary.to_seqio()
+    assert theirs.vocab_size == vocabulary.size
+    words = "hello <extra_id_0> world <extra_id_3>!" if "t5" in vocabulary.spec else "hello world!"
+    for text in [words, "  a é 日本 {x}\n b ", "", "12.5%"]:
+        ids = vocabulary.encode(text)
+        assert ids == list(theirs.encode(text)) == theirs.encode_tf(text).numpy().tolist()
+        if "<extra" not in text:
+            assert vocabulary.decode([*ids, 1, 5, 6]) == theirs.decode([*ids, 1, 5, 6])
+
+
+def test_both_routes_give_the_same_tokens(seqio, tmp_path, register, vocabulary):
+    names = register(2)
+    store = cache.build(tmp_path, names, vocabulary, progress=False)
+    lengths = {"inputs": 46, "targets": 4}  # so short that some inputs and targets are cut
+    for name in names:
+        task = seqio_bridge.to_seqio(name, vocabulary)
+        assert seqio_bridge.to_seqio(name, vocabulary) is task is seqio.TaskRegistry.get(name)
+        dataset = task.get_dataset(lengths, "test", shuffle=False)
+        converted = seqio.EncDecFeatureConverter(pack=False)(dataset, lengths)
+        rows = list(converted.as_numpy_iterator())
+        ours = next(EvalSet(store, [name], "test", Features(**lengths), wordings="train").batches(len(rows)))
+        for key in ("encoder_input_tokens", "decoder_target_tokens", "decoder_input_tokens", "decoder_loss_weights"):
+            np.testing.assert_array_equal(ours[key], np.stack([r[key] for r in rows]), key)
+
+
+@pytest.mark.parametrize("keep_text", [True, False])
+def test_existing_seqio_tasks_are_cached(seqio, tmp_path, vocabulary, keep_text):
+    texts = [("say stone", "stone"), ("say the river", "river")]
+    texts_task(seqio, "theirs", vocabulary, texts, keep_text=keep_text)
+    store = cache.build(tmp_path, ["theirs"], vocabulary, progress=False)
+    assert (store.size("theirs", "train"), store.size("theirs", "test")) == (2, 2)
+    batch = next(EvalSet(store, ["theirs"], "test", FEATURES).batches(2))
+    for row, (source, _) in enumerate(texts):
+        expected = [*vocabulary.encode(source), 1]
+        assert batch["encoder_input_tokens"][row].tolist() == expected + [0] * (64 - len(expected))
+    assert [e.references for e in EvalSet(store, ["theirs"], "test", FEATURES).examples] == [("stone",), ("river",)]
+
+
+def test_another_vocabularys_tokens_are_not_taken(seqio, tmp_path):
+    ours, theirs = load_vocabulary("bytes"), load_vocabulary("procedural")
+    texts_task(seqio, "with_text", theirs, [("say stone", "stone")])
+    store = cache.build(tmp_path, ["with_text"], ours, progress=False)
+    assert store.gather([0], "train", [0], "inputs")[0].tolist() == ours.encode("say stone")
+    texts_task(seqio, "without_text", theirs, [("say stone", "stone")], keep_text=False)
+    with pytest.raises(UserError, match="'without_text'.*another vocabulary"):
+        cache.build(tmp_path, ["without_text"], ours, progress=False)
+
+
+def test_seqio_tasks_are_cached_again_only_when_their_code_changes(seqio, tmp_path):
+    v = load_vocabulary("bytes")
+
+    def shout(dataset):
+        import tensorflow as tf
+
+        return dataset.map(lambda e: {k: tf.strings.upper(t) for k, t in e.items()})
+
+    finish = [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos]
+    texts_task(seqio, "theirs", v, [("a", "b")], preprocessors=finish)
+    first = cache.build(tmp_path, ["theirs"], v, progress=False).fingerprint("theirs")
+    assert cache.build(tmp_path, ["theirs"], v, progress=False).fingerprint("theirs") == first
+    seqio.TaskRegistry.remove("theirs")
+    texts_task(seqio, "theirs", v, [("a", "b")], preprocessors=[shout, *finish])
+    store = cache.build(tmp_path, ["theirs"], v, progress=False)
+    assert store.fingerprint("theirs") != first
+    assert v.decode(store.gather([0], "train", [0], "inputs")[0]) == "A"
+
+
+def test_mixtures_and_their_rates(seqio):
+    v = load_vocabulary("bytes")
+    for name in "abc":
+        texts_task(seqio, name, v, [("x", "y")])
+    seqio.MixtureRegistry.add("inner", [("a", 1), ("b", 3)])
+    seqio.MixtureRegistry.add("outer", [("inner", 2), ("c", lambda task: 5)])
+    rates = seqio_bridge.mixture_from_seqio("outer")
+    assert rates == pytest.approx({"a": 0.5, "b": 1.5, "c": 5.0})
+    shares = mixture.rates({t: 1 for t in rates}, "explicit", explicit=rates)
+    assert shares["c"] == pytest.approx(5 / 7)
+    with pytest.raises(UserError, match="Did you mean 'outer'"):
+        seqio_bridge.mixture_from_seqio("outter")
+
+
+def test_mistakes_are_named(seqio, register):
+    v = load_vocabulary("bytes")
+    [name] = register(1)
+    seqio_bridge.to_seqio(name, v)
+    with pytest.raises(UserError, match="already has another task named 'pick_0'"):
+        seqio_bridge.to_seqio(name, load_vocabulary("bytes:0"))
+    with pytest.raises(UserError, match="Did you mean 'pick_0'"):
+        seqio_bridge.card_from_seqio("pick_00", v)
+    card = cards.TaskCard(name="with-hyphen/slash", type="t", instructions=("Do.",))
+    cards.register(card, cards.Source(lambda split: [{"input": "x", "target": "y"}], "1"))
+    assert seqio_bridge.to_seqio("with-hyphen/slash", v).name == "with_hyphen_slash"

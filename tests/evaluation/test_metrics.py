@@ -1,0 +1,105 @@
+"""Metrics against values worked out by hand."""
+
+import pytest
+from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.evaluation import metrics
+
+
+def score(name, prediction, *references):
+    return metrics.METRICS[name]([prediction], [list(references)])
+
+
+@pytest.mark.parametrize(
+    "prediction, reference, plain, cased, loose",
+    [
+        ("Paris", "Paris", 1, 1, 1),
+        ("  the   cat ", "the cat", 1, 1, 1),
+        ("PARIS", "Paris", 1, 0, 1),
+        ("Paris.", "Paris", 0, 0, 1),
+        ("a-b", "ab", 0, 0, 1),
+        ("cafe\u0301", "caf\u00e9", 1, 1, 1),
+        ("Paris France", "Paris", 0, 0, 0),
+        ("", "Paris", 0, 0, 0),
+    ],
+)
+def test_exact_match_forgives_what_it_says(prediction, reference, plain, cased, loose):
+    assert score("exact_match", prediction, reference) == plain
+    assert score("accuracy", prediction, reference) == plain
+    assert score("exact_match_cased", prediction, reference) == cased
+    assert score("exact_match_loose", prediction, reference) == loose
+
+
+@pytest.mark.parametrize("name", sorted(metrics.METRICS))
+def test_bounds_and_best_reference(name):
+    metric = metrics.METRICS[name]
+    references = [["a dog", "one dog"], ["two cats"]]
+    assert metric(["one dog", "two cats"], references) == 1
+    assert metric(["nothing", "here"], references) == 0
+    assert 0 < metric(["one dog", "here"], references) < 1
+    assert metric(["one dog", "two cats"], references, [["one dog", "two cats"]] * 2) == 1
+
+
+def test_rouge_by_hand():
+    # Words shared: the cat on mat (4 of 6 and 4 of 5); longest common subsequence the same four in order.
+    one, other = "the cat sat on a mat", "the cat on the mat"
+    assert score("rouge1", one, other) == pytest.approx(2 * 4 / (6 + 5))
+    assert score("rougeL", one, other) == pytest.approx(2 * 4 / (6 + 5))
+    # Reversed words are all shared, but only one is in order.
+    assert score("rouge1", "c b a", "a b c") == 1
+    assert score("rougeL", "c b a", "a b c") == pytest.approx(2 * 1 / 6)
+    # A repeated word counts as often as the other text has it.
+    assert score("rouge1", "the the the", "the cat") == pytest.approx(2 * 1 / 5)
+    assert score("rougeL", "police killed the gunman", "police kill the gunman") == pytest.approx(2 * 3 / 8)
+    assert score("rougeL", "Police, killed: THE gunman!", "police killed the gunman") == 1
+    assert score("rougeL", "москва река", "москва") == pytest.approx(2 / 3)
+    assert score("rougeL", "...", "a") == 0
+    # The best reference counts, not the mean.
+    assert score("rougeL", "a b", "x", "a b c") == pytest.approx(0.8)
+
+
+def test_rouge_l_equals_the_definition():
+    from itertools import combinations
+
+    def lcs(a, b):
+        subsequences = {tuple(a[i] for i in keep) for n in range(len(a) + 1) for keep in combinations(range(len(a)), n)}
+        return max((len(s) for s in subsequences if is_within(s, b)), default=0)
+
+    def is_within(s, b):
+        rest = iter(b)
+        return all(word in rest for word in s)
+
+    texts = ["a b c a b", "b a c b a", "c c a", "a", "b b b a c", "c b a b"]
+    for one in texts:
+        for other in texts:
+            a, b = one.split(), other.split()
+            assert score("rougeL", one, other) == pytest.approx(2 * lcs(a, b) / (len(a) + len(b))), (one, other)
+
+
+def test_macro_f1_by_hand():
+    references = [["yes"]] * 3 + [["no"]]
+    # Always the majority: F1 of yes is 2*3/(3+4), of no 0.
+    assert metrics.macro_f1(["yes"] * 4, references) == pytest.approx((6 / 7 + 0) / 2)
+    assert metrics.accuracy(["yes"] * 4, references) == 0.75
+    # yes: 2 hits of 3, predicted twice; no: 1 hit of 1, predicted twice.
+    assert metrics.macro_f1(["yes", "Yes", "no", "no"], references) == pytest.approx((4 / 5 + 2 / 3) / 2)
+    # An answer outside the classes costs a miss, and adds no class of its own.
+    assert metrics.macro_f1(["yes", "yes", "what", "no"], references) == pytest.approx((4 / 5 + 1) / 2)
+
+
+def test_baselines():
+    assert metrics.majority_baseline([["a"], ["b"], ["b", "c"], ["c"], ["c"]]) == "c"
+    assert metrics.majority_baseline([["b"], ["a"]]) == "b"
+    references = [["x", "y"], ["y"], ["z"]]
+    majority = metrics.majority_baseline(references)
+    best = max(metrics.exact_match([word] * 3, references) for word in "xyz")
+    assert metrics.exact_match([majority] * 3, references) == best == pytest.approx(2 / 3)
+    assert metrics.copy_baseline(("a", "b")) == ["a", "b"]
+
+
+def test_mistakes_are_named():
+    with pytest.raises(UserError, match="Unknown metric 'rougel'. Did you mean 'rougeL'?"):
+        metrics.compute(["rougel"], ["a"], [["a"]])
+    assert metrics.compute(["accuracy", "rouge1"], ["a"], [["a"]]) == {"accuracy": 1, "rouge1": 1}
+    for predictions, references, words in [(["a"], [], "1 predictions for 0"), ([], [], "No ex"), (["a"], [[]], "no ref")]:
+        with pytest.raises(ValueError, match=words):
+            metrics.exact_match(predictions, references)

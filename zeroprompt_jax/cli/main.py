@@ -1,0 +1,110 @@
+"""The command `zeroprompt VERB ...`. Each verb is a module of this package, imported when it is used."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import zeroprompt_jax
+from zeroprompt_jax.errors import UserError, nearest, unknown
+
+VERBS = {
+    "train": "train a model, evaluate it, and report a table and its picture; the same command resumes",
+    "eval": "score a checkpoint on registered tasks",
+    "infer": "read JSONL or TSV and write predictions and scores as JSONL, in order",
+    "tasks": "list tasks and mixtures, their sampling proportions, and rendered examples",
+    "cache": "tokenise tasks once into a store that training reads",
+    "bench": "time training steps on this machine",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports mistakes as UserError, so that every mistake reads alike."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
+
+
+def parser_for(verb: str) -> argparse.ArgumentParser:
+    """The verb's own parser. Imports its module."""
+    module = importlib.import_module(f"zeroprompt_jax.cli.{verb}")
+    # Abbreviations would break a user's script as soon as a second option shares the prefix.
+    parser = _Parser(prog=f"zeroprompt {verb}", description=module.__doc__, allow_abbrev=False)
+    module.add_arguments(parser)
+    parser.set_defaults(run=module.run)
+    return parser
+
+
+def overview() -> str:
+    """The text of `zeroprompt --help`."""
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {line}" for verb, line in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: zeroprompt VERB [options]",
+            "",
+            zeroprompt_jax.__doc__.strip(),
+            "",
+            *lines,
+            "",
+            "zeroprompt VERB --help tells a verb's options. The first thing to try:",
+            "  zeroprompt train --gin_file=experiments/quickstart.gin",
+        ]
+    )
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the verb and its options; `--gin.NAME=VALUE` joins `--gin_bindings`."""
+    verb, *rest = argv
+    if verb not in VERBS:
+        raise unknown("option" if verb.startswith("-") else "verb", verb, ["--help", "--version", *VERBS])
+    parser = parser_for(verb)
+    takes_config = any(action.dest == "gin_bindings" for action in parser._actions)
+    bindings = []
+    if takes_config:
+        from zeroprompt_jax import config
+
+        rest, bindings = config.split_arguments(rest)
+    args, left_over = parser.parse_known_args(rest)
+    if left_over:
+        name = left_over[0].partition("=")[0]
+        options = [option for action in parser._actions for option in action.option_strings]
+        kind = "option" if name.startswith("-") else "argument"
+        raise UserError(f"zeroprompt {verb} has no {kind} '{name}'.{nearest(name, options)}")
+    if takes_config:
+        args.gin_bindings = [*args.gin_bindings, *bindings]
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns 0; 2 after a mistake of the user's, told in one sentence; 130 when interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"zeroprompt_jax {zeroprompt_jax.__version__}")
+        return 0
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Modules in the user's own folder can be imported by configs. Last, so that they shadow nothing.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        args = parse(argv)
+        return args.run(args)
+    except UserError as e:
+        print(f"zeroprompt: error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("zeroprompt: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has left; keep the interpreter from complaining when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Between task cards and SeqIO's registries, both ways. seqio and tensorflow are imported inside the functions."""
+
+import functools
+import hashlib
+import inspect
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from zeroprompt_jax.data import cards
+from zeroprompt_jax.data.cards import Source, TaskCard
+from zeroprompt_jax.data.vocabulary import EOS_ID, Vocabulary
+from zeroprompt_jax.errors import UserError, unknown
+
+
+def to_seqio(task_name: str, vocabulary: Vocabulary):
+    """Registers a card as a SeqIO task and returns it. The same call again returns the same task.
+
+    Example i is read with training wording i modulo their number; `inputs` and `targets` are tokenised and end in EOS,
+    as are `inputs_pretokenized` and `targets_pretokenized` their texts. SeqIO's names have no `/` or `-`; these become
+    `_`.
+
+    Raises:
+      UserError: unknown task, or seqio already has another task of that name.
+    """
+    import seqio
+    import tensorflow as tf
+
+    card, source = cards.card(task_name), cards.source(task_name)
+    name = re.sub(r"[^\w.:]", "_", task_name)
+    if name in seqio.TaskRegistry.names():
+        known = seqio.TaskRegistry.get(name)
+        if getattr(known.source, "zeroprompt", None) != (card, source.fingerprint, vocabulary.fingerprint):
+            raise UserError(f"Task '{task_name}': seqio already has another task named '{name}'.")
+        return known
+
+    def texts(split: str) -> Iterator[dict[str, str]]:
+        for i, example in enumerate(source.examples(split)):
+            rendered = cards.render(card, example)
+            parts = (card.instructions[i % len(card.instructions)], rendered.input)
+            yield {"inputs": " ".join(p for p in parts if p), "targets": rendered.target}
+
+    def dataset(split: str, shuffle_files: bool = False, seed: int | None = None):
+        del shuffle_files, seed  # one generator, nothing to shuffle
+        signature = {key: tf.TensorSpec((), tf.string) for key in ("inputs", "targets")}
+        return tf.data.Dataset.from_generator(functools.partial(texts, split), output_signature=signature)
+
+    feature = seqio.Feature(vocabulary=vocabulary.to_seqio(), add_eos=True)
+
+    def append_eos(dataset, sequence_length=None):
+        # As in our batches: an input that is cut keeps its EOS, a target that is cut has none.
+        dataset = seqio.preprocessors.append_eos_after_trim(dataset, {"inputs": feature}, sequence_length)
+        return seqio.preprocessors.append_eos(dataset, {"targets": feature})
+
+    made = seqio.TaskRegistry.add(
+        name,
+        source=seqio.FunctionDataSource(dataset, splits=source.splits),
+        preprocessors=[seqio.preprocessors.tokenize, append_eos],
+        output_features={"inputs": feature, "targets": feature},
+        metric_fns=[],
+    )
+    made.source.zeroprompt = (card, source.fingerprint, vocabulary.fingerprint)
+    return made
+
+
+def card_from_seqio(name: str, vocabulary: Vocabulary) -> tuple[TaskCard, Source]:
+    """A card and a source that give an existing SeqIO task's examples.
+
+    The card has one empty instruction, because a SeqIO task's inputs already say what is asked. Where the task's
+    vocabulary is ours its own token ids are taken (sentinels of span corruption included), else its
+    `inputs_pretokenized` and `targets_pretokenized` are tokenised anew. The fingerprint covers the code of the task's
+    source and preprocessors and the sizes and times of its local files, not what that code reads from elsewhere.
+
+    Raises:
+      UserError: no such task, or its tokens are another vocabulary's and it does not keep its text.
+    """
+    import seqio
+
+    if name not in seqio.TaskRegistry.names():
+        raise unknown("task", name, [*cards.task_names(), *seqio.TaskRegistry.names()])
+    task = seqio.TaskRegistry.get(name)
+    ours = vocabulary.to_seqio()
+    same = {
+        key: task.output_features[key].vocabulary == ours
+        for key in ("inputs", "targets")
+        if key in task.output_features
+    }
+    if "targets" not in same:
+        raise UserError(
+            f"SeqIO task '{name}' has no feature 'targets'; its features are {', '.join(task.output_features)}."
+        )
+    card = TaskCard(name=name, type="seqio", instructions=("",))
+    splits = tuple(s for s in cards.SPLITS if s in task.splits)
+    source = Source(functools.partial(_examples, task, same, vocabulary.spec), _fingerprint(task, same), splits)
+    return card, source
+
+
+def mixture_from_seqio(name: str) -> dict[str, float]:
+    """Task names and rates of a SeqIO mixture, sub-mixtures and rate functions resolved as SeqIO does."""
+    import seqio
+
+    if name not in seqio.MixtureRegistry.names():
+        raise unknown("mixture", name, [*cards.mixture_names(), *seqio.MixtureRegistry.names()])
+    mixture = seqio.MixtureRegistry.get(name)
+    return {task.name: float(mixture.get_rate(task)) for task in mixture.tasks}
+
+
+def _examples(task, same: dict[str, bool], spec: str, split: str) -> Iterator[dict[str, Any]]:
+    dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, trim_output_features=False)
+    for example in dataset.as_numpy_iterator():
+        made = {"input": "", "input_ids": np.zeros(0, np.int32)}
+        for key, text, ids in (("inputs", "input", "input_ids"), ("targets", "target", "target_ids")):
+            if key not in same:
+                continue
+            kept = example.get(f"{key}_pretokenized")
+            tokens = np.asarray(example[key], np.int32)
+            tokens = tokens[:-1] if len(tokens) and tokens[-1] == EOS_ID else tokens
+            if kept is None and not same[key]:
+                raise UserError(
+                    f"SeqIO task '{task.name}': its {key} are tokens of another vocabulary than '{spec}', without "
+                    f"their text."
+                )
+            if kept is None:
+                made[text] = task.output_features[key].vocabulary.decode(tokens.tolist())
+            else:
+                made[text] = kept.decode("utf-8")
+            made[ids] = tokens if same[key] else None
+        yield made
+
+
+def _fingerprint(task, same: dict[str, bool]) -> str:
+    told = [task.name, repr(same), type(task.source).__name__, *map(_code, task.preprocessors)]
+    for attribute, value in sorted(vars(task.source).items()):
+        if callable(value):
+            told.append(f"{attribute} {_code(value)}")
+        elif isinstance(value, (str, int, float, tuple, list, dict)):
+            told.append(f"{attribute} {value!r}")
+            told += [f"{path} {s.st_size} {s.st_mtime_ns}" for path in _files(value) for s in [os.stat(path)]]
+    if (tfds := getattr(task.source, "tfds_dataset", None)) is not None:
+        told.append(f"{tfds.name} {tfds.data_dir}")
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:32]
+
+
+def _code(function) -> str:
+    """What identifies a function: its source, and the arguments a partial binds."""
+    if isinstance(function, functools.partial):
+        return f"{_code(function.func)} {function.args!r} {sorted(function.keywords.items())!r}"
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        code = getattr(function, "__code__", None)
+        return (
+            f"{code.co_code.hex()} {code.co_consts!r}"
+            if code
+            else f"{type(function).__module__}.{type(function).__qualname__}"
+        )
+
+
+def _files(value) -> list[str]:
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+    return [v for v in values if isinstance(v, str) and os.path.isfile(v)]

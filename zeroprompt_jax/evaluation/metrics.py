@@ -1,0 +1,157 @@
+"""Metrics over generated text, and the two baselines every score is shown beside. Plain Python.
+
+A metric is `metric(predictions, references, options=None) -> float` in [0, 1]: `predictions` one text per example,
+`references` all acceptable answers per example, and the best match counts. `options` (the answer options, where a task
+has them) is accepted by all and needed by none: an answer outside the options is simply wrong.
+
+Which differences are forgiven:
+  exact_match        case, and the amount of white space
+  exact_match_cased  the amount of white space only; for tasks whose answer is a matter of case
+  exact_match_loose  case, white space and ASCII punctuation, as Natural Instructions' own scorer does
+  accuracy           as exact_match
+  macro_f1           as exact_match
+  rouge1, rougeL     as exact_match_loose, per word
+"""
+
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from zeroprompt_jax.errors import unknown
+
+Texts = Sequence[str]
+References = Sequence[Sequence[str]]
+Metric = Callable[..., float]
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalise(text: str) -> str:
+    """Lower case, canonical Unicode, runs of white space as one space, none at the ends."""
+    return " ".join(unicodedata.normalize("NFC", text).lower().split())
+
+
+def _cased(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _loose(text: str) -> str:
+    return normalise(text.translate(_PUNCTUATION))
+
+
+def _check(predictions: Texts, references: References) -> None:
+    if len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions for {len(references)} examples.")
+    if not predictions:
+        raise ValueError("No examples to score.")
+    if empty := [i for i, answers in enumerate(references) if not answers]:
+        raise ValueError(f"Example {empty[0]} has no reference.")
+
+
+def _best_of(score: Callable[[str, str], float], prepare: Callable) -> Metric:
+    """The mean over examples of the best score over references; `prepare` is applied once to each text."""
+
+    def metric(predictions: Texts, references: References, options: Sequence | None = None) -> float:
+        _check(predictions, references)
+        best = (
+            max(score(prepared, prepare(answer)) for answer in answers)
+            for prepared, answers in zip(map(prepare, predictions), references)
+        )
+        return sum(best) / len(predictions)
+
+    return metric
+
+
+def macro_f1(predictions: Texts, references: References, options: Sequence | None = None) -> float:
+    """F1 of each class, averaged over the classes that occur as a reference.
+
+    An example's class is the reference its prediction equals, or else its first. A prediction that is no class costs
+    its example a miss and no class a false alarm.
+    """
+    _check(predictions, references)
+    hits, gold, predicted = Counter(), Counter(), Counter()
+    for prediction, answers in zip(map(normalise, predictions), references):
+        answers = [normalise(a) for a in answers]
+        label = prediction if prediction in answers else answers[0]
+        gold[label] += 1
+        predicted[prediction] += 1
+        hits[label] += prediction == label
+    return sum(2 * hits[c] / (gold[c] + predicted[c]) for c in gold) / len(gold)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", normalise(text))
+
+
+def _f1(overlap: int, one: int, other: int) -> float:
+    return 2 * overlap / (one + other) if overlap else 0.0
+
+
+def _rouge1(prediction: list[str], reference: list[str]) -> float:
+    overlap = (Counter(prediction) & Counter(reference)).total()
+    return _f1(overlap, len(prediction), len(reference))
+
+
+def _rouge_l(prediction: list[str], reference: list[str]) -> float:
+    # Longest common subsequence by rows: row[j] is its length for the words so far and reference[:j].
+    row = [0] * (len(reference) + 1)
+    for word in prediction:
+        above_left = 0
+        for j, other in enumerate(reference, 1):
+            above = row[j]
+            row[j] = above_left + 1 if word == other else max(above, row[j - 1])
+            above_left = above
+    return _f1(row[-1], len(prediction), len(reference))
+
+
+exact_match = _best_of(str.__eq__, normalise)
+exact_match_cased = _best_of(str.__eq__, _cased)
+exact_match_loose = _best_of(str.__eq__, _loose)
+accuracy = exact_match
+# F-measures over words: runs of letters and digits in lower case, of any script, without a stemmer. (Natural
+# Instructions' scorer stems English words, so its figures are slightly higher.)
+rouge1 = _best_of(_rouge1, _words)
+rougeL = _best_of(_rouge_l, _words)  # noqa: N816, the name the literature uses
+
+METRICS: dict[str, Metric] = {
+    "exact_match": exact_match,
+    "exact_match_cased": exact_match_cased,
+    "exact_match_loose": exact_match_loose,
+    "accuracy": accuracy,
+    "macro_f1": macro_f1,
+    "rouge1": rouge1,
+    "rougeL": rougeL,
+}
+
+
+def compute(
+    names: Sequence[str], predictions: Texts, references: References, options: Sequence | None = None
+) -> Mapping[str, float]:
+    """All the named metrics. Raises UserError for a name that is no metric."""
+    for name in names:
+        if name not in METRICS:
+            raise unknown("metric", name, METRICS)
+    return {name: METRICS[name](predictions, references, options) for name in names}
+
+
+def majority_baseline(references: References) -> str:
+    """The one answer that is acceptable for most examples: what a model that ignores its input could at best say.
+
+    It is taken from the examples it is scored on, so it errs on the high side. Ties go to the answer met first.
+    """
+    counts: Counter[str] = Counter()
+    written: dict[str, str] = {}
+    for answers in references:
+        for key, text in {_cased(a): a for a in answers}.items():
+            counts[key] += 1
+            written.setdefault(key, text)
+    if not counts:
+        raise ValueError("No references to take a majority of.")
+    return written[max(counts, key=counts.__getitem__)]
+
+
+def copy_baseline(inputs: Texts) -> list[str]:
+    """Predictions of a model that repeats its input, instruction left out."""
+    return list(inputs)

@@ -1,0 +1,282 @@
+"""What an experiment leaves behind: a table, its picture, and results.json."""
+
+import dataclasses
+import json
+import os
+import textwrap
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+GROUPS = {
+    "unseen_types": "Unseen types",
+    "unseen_tasks": "Unseen tasks of seen types",
+    "seen_tasks": "Seen tasks, new examples",
+}
+_COLORS = {"unseen_types": "#c2553f", "unseen_tasks": "#2f6db3", "seen_tasks": "#8a94a0"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One task type of one group; every score is the mean over its tasks, in [0, 1].
+
+    Attributes:
+      group: `unseen_types`, `unseen_tasks`, `seen_tasks`, or a name of the experiment's own.
+      type: the task type or category.
+      score, baseline: the model, and the better of majority answer and copying the input, chosen per task.
+      tasks, examples: how many there are.
+      families: the names of the tasks' families, so that one that spans types is counted once; or just their number.
+      shuffled: the model's score when each task is given another task's instruction; None where it was not measured.
+      more: further scores by column name, shown in the order given.
+    """
+
+    group: str
+    type: str
+    score: float
+    baseline: float
+    tasks: int
+    families: int | Collection[str]
+    shuffled: float | None = None
+    examples: int = 0
+    more: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+    @property
+    def family_count(self) -> int:
+        return self.families if isinstance(self.families, int) else len(set(self.families))
+
+
+def _ordered_groups(rows: Sequence[Row]) -> list[str]:
+    present = dict.fromkeys(row.group for row in rows)
+    return [g for g in GROUPS if g in present] + [g for g in present if g not in GROUPS]
+
+
+def _members(rows: Sequence[Row], group: str) -> list[Row]:
+    """Rows of a group, best first."""
+    return sorted((row for row in rows if row.group == group), key=lambda row: (-row.score, row.type))
+
+
+def mean(rows: Sequence[Row], group: str, type: str = "mean") -> Row:
+    """The mean over a group's tasks (not over its types) as a row of its own. A score that only some types have is
+    averaged over those."""
+    rows = [row for row in rows if row.group == group]
+
+    def over_tasks(value: Callable[[Row], float | None]) -> float | None:
+        known = [(value(row), row.tasks) for row in rows if value(row) is not None]
+        return sum(v * n for v, n in known) / sum(n for _, n in known) if known else None
+
+    columns = dict.fromkeys(name for row in rows for name in row.more)
+    return Row(
+        group=group,
+        type=type,
+        score=over_tasks(lambda row: row.score),
+        baseline=over_tasks(lambda row: row.baseline),
+        tasks=sum(row.tasks for row in rows),
+        families=_union([row.families for row in rows]),
+        shuffled=over_tasks(lambda row: row.shuffled),
+        examples=sum(row.examples for row in rows),
+        more={name: over_tasks(lambda row: row.more.get(name)) for name in columns},
+    )
+
+
+def _union(families: Sequence[int | Collection[str]]) -> int | Collection[str]:
+    if any(isinstance(f, int) for f in families):
+        return sum(f if isinstance(f, int) else len(set(f)) for f in families)
+    return frozenset().union(*families)
+
+
+def table(rows: Sequence[Row], *, metric: str = "score", notes: Sequence[str] = ()) -> str:
+    """The printed table: types by group, best first, scores in points of 100, and the mean over tasks of each group."""
+    if not rows:
+        raise ValueError("No rows to report.")
+    columns = list(dict.fromkeys(name for row in rows for name in row.more))
+    shuffled = any(row.shuffled is not None for row in rows)
+    head = ["type", metric, "baseline", "gain"]
+    head += ["shuffled"] if shuffled else []
+    head += [*columns, "tasks", "families", "examples"]
+
+    def cells(row: Row) -> list[str]:
+        scores = [row.score, row.baseline, row.score - row.baseline]
+        scores += [row.shuffled] if shuffled else []
+        texts = [_points(value) for value in [*scores, *(row.more.get(name) for name in columns)]]
+        texts[2] = f"{100 * scores[2]:+.1f}"
+        return [row.type, *texts, f"{row.tasks:,}", f"{row.family_count:,}", f"{row.examples:,}"]
+
+    blocks = []
+    for group in _ordered_groups(rows):
+        members = _members(rows, group)
+        blocks.append((_title(group), [cells(row) for row in members], cells(mean(rows, group))))
+    lines = [head] + [line for _, body, total in blocks for line in [*body, total]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+
+    def text(line: list[str]) -> str:
+        return "  ".join([f"  {line[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(line[1:], widths[1:]))])
+
+    out = [text(head)]
+    for title, body, total in blocks:
+        out += ["", title, *map(text, body), text(["-" * w for w in widths]), text(total)]
+    legend = "Scores are points of 100, means over tasks."
+    legend += " baseline: the better of the majority answer and the copied input."
+    if shuffled:
+        legend += " shuffled: the same model, each task given another task's instruction."
+    out += ["", *textwrap.wrap(legend, 100)]
+    for note in [*_verdicts(rows), *notes]:
+        out += textwrap.wrap(note, 100)
+    return "\n".join(out) + "\n"
+
+
+def _points(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _title(group: str) -> str:
+    return GROUPS.get(group, group.replace("_", " ").capitalize())
+
+
+def _verdicts(rows: Sequence[Row]) -> list[str]:
+    """Says so where a group did not rise above its baseline."""
+    means = [mean(rows, group) for group in _ordered_groups(rows)]
+    return [
+        f"{_title(m.group)}: NOT above the baseline ({100 * (m.score - m.baseline):+.1f} points)."
+        for m in means
+        if m.score <= m.baseline
+    ]
+
+
+def results(rows: Sequence[Row], *, metric: str = "score", **facts: Any) -> dict[str, Any]:
+    """What results.json holds: per group the means over tasks and the types; then the facts of the run, such as
+    `seeds`, `minutes` and `train_tasks`."""
+    summary: dict[str, Any] = {}
+    for group in _ordered_groups(rows):
+        whole = _as_dict(mean(rows, group))
+        whole["types"] = {row.type: _as_dict(row) for row in _members(rows, group)}
+        summary[group] = whole
+    return {**summary, "metric": metric, **facts}
+
+
+def _as_dict(row: Row) -> dict[str, Any]:
+    numbers = {"score": row.score, "baseline": row.baseline, "shuffled": row.shuffled, **row.more}
+    counts = {"tasks": row.tasks, "families": row.family_count, "examples": row.examples}
+    return {**{k: round(v, 6) for k, v in numbers.items() if v is not None}, **counts}
+
+
+def picture(path: Path, rows: Sequence[Row], *, title: str, metric: str = "score") -> None:
+    """Saves a PNG: a bar per type, grouped and sorted as in the table, with marks for baseline and shuffled control."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    groups = [(g, [mean(rows, g, "mean over tasks"), *_members(rows, g)]) for g in _ordered_groups(rows)]
+    heights = [len(members) + 1.9 for _, members in groups]
+    labels = [_label(row) for _, members in groups for row in members]
+    heading = textwrap.wrap(title, 100)
+    # Inches: a margin of fixed size around axes that grow with the number of rows and the longest label.
+    head, foot, row_height = 0.45 + 0.19 * len(heading), 0.55, 0.27
+    width, height = 9.0, head + foot + row_height * sum(heights)
+    left = min(0.45, (0.4 + 0.068 * max(map(len, labels))) / width)
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    FigureCanvasAgg(figure)
+
+    above = height - head
+    for i, (group, members) in enumerate(groups):
+        above -= row_height * 1.9
+        body = row_height * len(members)
+        axis = figure.add_axes((left, (above - body + row_height * 0.4) / height, 0.86 - left, body / height))
+        above -= body
+        _draw_group(axis, group, members, columns=i == 0)
+        axis.tick_params(labelbottom=i == len(groups) - 1)
+    axis.set_xlabel(f"{metric.replace('_', ' ')}, points of 100; in brackets: number of tasks", fontsize=8.5)
+
+    figure.text(0.02, 1 - 0.13 / height, "\n".join(heading), fontsize=10.5, fontweight="bold", va="top")
+    place = {"loc": "upper left", "bbox_to_anchor": (0.01, 1 - (head - 0.26) / height)}
+    keys = _keys(any(row.shuffled is not None for row in rows))
+    figure.legend(handles=keys, **place, ncols=3, frameon=False, fontsize=8.5, borderaxespad=0)
+    _replace(path, lambda partial: figure.savefig(partial, format="png"))
+
+
+def _label(row: Row) -> str:
+    return f"{row.type.replace('_', ' ')}  ({row.tasks:,})"
+
+
+_INK = "#222222"
+_MARK = {"marker": "o", "linestyle": "", "color": "white", "markeredgecolor": _INK, "markersize": 5}
+
+
+def _keys(shuffled: bool) -> list[Any]:
+    """The legend's entries."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    keys = [Patch(color="#8a94a0", label="model")]
+    keys.append(Line2D([], [], color=_INK, linewidth=2, label="baseline: majority or copy"))
+    if shuffled:
+        keys.append(Line2D([], [], **_MARK, label="control: shuffled instructions"))
+    return keys
+
+
+def _draw_group(axis: Any, group: str, members: Sequence[Row], *, columns: bool) -> None:
+    """Draws the rows of one group, the first of them being its mean; `columns` adds the heading of the numbers."""
+    from matplotlib.colors import to_rgb
+
+    color = _COLORS.get(group, "#5b8c5a")
+    pale = [0.45 + 0.55 * channel for channel in to_rgb(color)]
+    number = {"va": "center", "ha": "right", "fontsize": 8.5}
+    for y, row in enumerate(members):
+        axis.barh(y, 100 * row.score, height=0.68, color=pale if y else color)
+        axis.plot([100 * row.baseline] * 2, [y - 0.42, y + 0.42], color=_INK, linewidth=2, solid_capstyle="butt")
+        if row.shuffled is not None:
+            axis.plot(100 * row.shuffled, y, **_MARK)
+        number["fontweight"] = "normal" if y else "bold"
+        axis.text(107, y, f"{100 * row.score:.0f}", **number)
+        axis.text(116, y, f"{100 * (row.score - row.baseline):+.0f}", **number, color=color)
+    if columns:
+        axis.text(107, -0.95, "score", ha="right", fontsize=8.5)
+        axis.text(116, -0.95, "gain", ha="right", fontsize=8.5, color=color)
+    axis.set_yticks(range(len(members)), map(_label, members), fontsize=8.5)
+    axis.get_yticklabels()[0].set_fontweight("bold")
+    axis.set_ylim(len(members) - 0.5, -0.6)
+    axis.set_xlim(0, 100)
+    axis.set_xticks(range(0, 101, 20))
+    counts = f"{members[0].tasks:,} tasks, {members[0].family_count:,} families"
+    axis.set_title(f"{_title(group)}: {counts}", loc="left", fontsize=10, color=color)
+    axis.tick_params(length=0, labelsize=8.5)
+    axis.grid(axis="x", color="#e4e4e4", linewidth=0.8)
+    axis.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)
+    axis.spines["bottom"].set_color("#bbbbbb")
+
+
+def write(
+    directory: str | os.PathLike,
+    rows: Sequence[Row],
+    *,
+    title: str,
+    metric: str = "score",
+    notes: Sequence[str] = (),
+    **facts: Any,
+) -> str:
+    """Writes table.txt, results.json and results.png into `directory`, each whole or not at all. Returns the table.
+
+    Args:
+      title: the picture's heading: the command and its number of steps.
+      metric: what `score` is, for the heading of its column and axis.
+      notes: sentences printed under the table.
+      facts: further entries of results.json, such as `seeds`, `minutes` and `train_tasks`.
+    """
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = table(rows, metric=metric, notes=notes)
+    data = json.dumps(results(rows, metric=metric, **facts), indent=2) + "\n"
+    _replace(folder / "table.txt", lambda partial: partial.write_text(text, encoding="utf-8"))
+    _replace(folder / "results.json", lambda partial: partial.write_text(data, encoding="utf-8"))
+    picture(folder / "results.png", rows, title=title, metric=metric)
+    return text
+
+
+def _replace(path: Path, write_to: Callable[[Path], Any]) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write_to(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,291 @@
+"""An experiment: data, model, method, training and evaluation put together. What the command line calls."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import tqdm
+
+from zeroprompt_jax.data import cards
+from zeroprompt_jax.data.pipeline import Data
+from zeroprompt_jax.data.store import Store
+from zeroprompt_jax.data.vocabulary import Vocabulary
+from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.evaluation import report
+from zeroprompt_jax.evaluation.evaluate import Evaluate, Evaluation, evaluate
+from zeroprompt_jax.methods.base import Method
+from zeroprompt_jax.methods.full import Full
+from zeroprompt_jax.models import t5
+from zeroprompt_jax.models.t5 import T5Config
+from zeroprompt_jax.training import checkpoint, partitioning, state as states
+from zeroprompt_jax.training.loop import Metrics, Train, fit
+from zeroprompt_jax.training.optimizer import Optimizer
+from zeroprompt_jax.training.partitioning import Mesh
+from zeroprompt_jax.training.state import Flat, State
+from zeroprompt_jax.training.step import Loss, make_train_step
+
+# A run may be continued with these changed; anything else would make it another experiment.
+_MAY_CHANGE = ("MODEL_DIR", "TRAIN_STEPS", "CACHE_DIR", *(f"Train.{n}" for n in ("model_dir", "steps", "keep")))
+_MAY_CHANGE += ("Train.save_every", "Data.cache_dir", "Mesh.data", "Mesh.fsdp", "Mesh.model")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that defines a run. Frozen configuration; building and running are functions of it."""
+
+    data: Data
+    train: Train
+    model: T5Config = T5Config()
+    method: Method = Full()
+    optimizer: Optimizer = Optimizer()
+    loss: Loss = Loss()
+    mesh: Mesh = Mesh()
+    evaluate: Evaluate = Evaluate()
+
+
+@dataclasses.dataclass
+class Model:
+    """A model on its mesh: what trains and what is frozen, by path, and their shardings."""
+
+    mesh: jax.sharding.Mesh
+    params: Flat
+    frozen: Flat
+    shardings: Mapping[str, Any]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        return states.unflatten(self.params, self.frozen)
+
+
+def build_model(experiment: Experiment) -> Model:
+    """Random parameters, born sharded, then whatever `initial_checkpoint_path` brings."""
+    mesh, method, settings = experiment.mesh.build(), experiment.method, experiment.train
+    shapes = jax.eval_shape(lambda: _init(experiment))
+    states.split(shapes, method.trainable)  # an unmatched regex is an error before anything is made
+    shardings = partitioning.param_shardings(shapes, method, mesh)
+    with partitioning.activate(mesh):
+        flat = partitioning.init_sharded(lambda: _init(experiment), shardings)
+    if settings.initial_checkpoint_path:
+        flat |= checkpoint.load_params(settings.initial_checkpoint_path, flat, settings.initial_checkpoint_regex)
+    params, frozen = states.split(flat, method.trainable)
+    return Model(mesh, params, frozen, shardings)
+
+
+def _init(experiment: Experiment) -> Flat:
+    backbone, own = jax.random.split(jax.random.key(experiment.train.seed))
+    return states.flatten(
+        {"backbone": t5.init(experiment.model, backbone), "method": experiment.method.init(own, experiment.model)}
+    )
+
+
+def restore(experiment: Experiment, path: str | None = None) -> Model:
+    """The trained model of a run: its newest checkpoint, or that at `path`, over its frozen parameters."""
+    model = build_model(experiment)
+    where = path or experiment.train.model_dir
+    model.params = checkpoint.load_params(where, model.params)
+    return model
+
+
+def check_vocabulary(experiment: Experiment, vocabulary: Vocabulary) -> None:
+    if vocabulary.size > experiment.model.vocab_size:
+        raise UserError(
+            f"T5Config.vocab_size is {experiment.model.vocab_size}, but the vocabulary '{vocabulary.spec}' has "
+            f"{vocabulary.size} pieces."
+        )
+
+
+def train(experiment: Experiment, config_text: str = "", title: str = "") -> Evaluation | None:
+    """Trains, evaluates and reports in `model_dir`; started again it resumes, or reports when it was finished.
+
+    Restore order: the run's own newest checkpoint, then `initial_checkpoint_path`, then scratch. Returns None when the
+    run had been finished before.
+    """
+    settings = experiment.train
+    root = Path(settings.model_dir)
+    _claim(root, config_text, settings.steps)
+    if _finished(root, settings.steps):
+        print((root / "table.txt").read_text(encoding="utf-8"), end="")
+        print(f"\nThis run was finished before; nothing was trained. For another one set another MODEL_DIR than {root}.")
+        return None
+
+    experiment.data.register()
+    store, vocabulary = experiment.data.open(settings.model_dir)
+    check_vocabulary(experiment, vocabulary)
+    stream = experiment.data.stream(store, settings.batch_size)
+    groups = experiment.data.groups()
+    _say_tasks(experiment, store, groups)
+
+    model = build_model(experiment)
+    mesh = model.mesh
+    partitioning.check_batch(mesh, settings.batch_size)
+    tx = experiment.optimizer.build(settings.steps)
+    create = lambda params: states.create(params, tx)
+    abstract = jax.eval_shape(create, model.params)
+    shardings = partitioning.state_shardings(abstract, model.shardings, mesh)
+    checkpointer = checkpoint.Checkpointer(settings.model_dir, settings.keep)
+    record: dict[str, Any] = {}
+    if checkpointer.latest() is None:
+        state = jax.jit(create, out_shardings=shardings)(model.params)
+    else:
+        wanted = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+        state, record = checkpointer.restore(wanted)
+        print(f"Resuming {root} at step {int(state.step):,} of {settings.steps:,}.", file=sys.stderr)
+    trained, frozen = states.count(model.params), states.count(model.frozen)
+    print(f"{trained:,} parameters train, {frozen:,} are frozen; {_devices(mesh)}.", file=sys.stderr)
+
+    def scores(state: State, settings: Evaluate, progress: bool, predictions: Path | None = None) -> Evaluation:
+        variables = states.unflatten(state.params, model.frozen)
+        with _bar("evaluate", progress) as tell:
+            return evaluate(
+                variables,
+                experiment.model,
+                experiment.method,
+                store,
+                groups,
+                "test",
+                experiment.data.features(),
+                vocabulary,
+                settings,
+                mesh,
+                tell,
+                predictions,
+            )
+
+    during = dataclasses.replace(experiment.evaluate, control=False)
+    step = make_train_step(
+        experiment.model,
+        experiment.method,
+        tx,
+        experiment.optimizer.schedule.build(settings.steps),
+        experiment.loss,
+        settings.accumulate,
+        settings.seed,
+    )
+    rows = partitioning.batch_sharding(mesh)
+    metrics = Metrics(settings.model_dir, int(state.step))
+    try:
+        with partitioning.activate(mesh):
+            state, seconds = fit(
+                settings,
+                state,
+                model.frozen,
+                jax.jit(step, donate_argnums=0),
+                lambda n: partitioning.put_batch(stream.batch(n), rows),
+                checkpointer,
+                metrics,
+                record=record,
+                evaluate=(lambda state: scores(state, during, False).summary()) if groups else None,
+                tasks_of=lambda n: [task for task, *_ in stream.drawn(n)],
+            )
+        if not groups:
+            print(f"Trained {settings.steps:,} steps in {seconds / 60:.1f} minutes; no evaluation is configured.")
+            return None
+        evaluation = scores(state, experiment.evaluate, True, root / "predictions.jsonl")
+        metrics.write(settings.steps, {**evaluation.summary(), "final": True})
+    finally:
+        metrics.close()
+        checkpointer.close()
+    table = report.write(
+        root,
+        evaluation.rows(),
+        title=title or f"{root.name}, {settings.steps:,} steps",
+        metric=evaluation.metric,
+        notes=_notes(evaluation),
+        seeds=[settings.seed],
+        minutes=round(seconds / 60, 2),
+        train_tasks=len(stream.tasks),
+        steps=settings.steps,
+        losses=evaluation.losses,
+    )
+    print(table, end="")
+    print(f"\n{seconds / 60:.1f} minutes of training. Picture: {root / 'results.png'}")
+    return evaluation
+
+
+def _claim(root: Path, config_text: str, steps: int) -> None:
+    """Writes the resolved config into a new run, or refuses to continue a run of another config."""
+    saved = root / "config.gin"
+    if not config_text:
+        return
+    if saved.exists():
+        old, new = (_comparable(text) for text in (saved.read_text(encoding="utf-8"), config_text))
+        changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+        if changed:
+            name = changed[0]
+            raise UserError(
+                f"MODEL_DIR {root} holds a run with {name} = {old.get(name)}, not {new.get(name)}; choose another "
+                f"MODEL_DIR for a new run, or the old value to continue this one."
+            )
+    root.mkdir(parents=True, exist_ok=True)
+    partial = root / f".config.gin.{os.getpid()}"
+    partial.write_text(config_text, encoding="utf-8")
+    os.replace(partial, saved)
+
+
+def _comparable(text: str) -> dict[str, str]:
+    """Statements of a resolved config by name, without those that may change between attempts."""
+    joined = text.replace("\\\n", " ")
+    out, name = {}, ""
+    for line in joined.splitlines():
+        if line[:1].isspace() and name:
+            out[name] += " " + line.strip()
+        elif " = " in line:
+            name, value = line.split(" = ", 1)
+            out[name] = value.strip()
+    return {k: v for k, v in out.items() if k not in _MAY_CHANGE}
+
+
+def _finished(root: Path, steps: int) -> bool:
+    try:
+        return json.loads((root / "results.json").read_text(encoding="utf-8"))["steps"] >= steps
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _say_tasks(experiment: Experiment, store: Store, groups: Mapping[str, Sequence[str]]) -> None:
+    """One line on what is trained on and what is tested: tasks, families and types."""
+    def counted(tasks):
+        mine = [store.card(task) for task in tasks]
+        return f"{len(mine):,} tasks of {len({c.family for c in mine}):,} families, {len({c.type for c in mine})} types"
+
+    print(f"Train: {counted(cards.mixture(experiment.data.mixture))}.", file=sys.stderr)
+    for group, tasks in groups.items():
+        print(f"Test, {group.replace('_', ' ')}: {counted(tasks)}.", file=sys.stderr)
+
+
+def _devices(mesh: jax.sharding.Mesh) -> str:
+    sizes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
+    return f"{jax.default_backend()}, {sizes}"
+
+
+def _notes(evaluation: Evaluation) -> list[str]:
+    """What the reader of the table must not miss."""
+    rows = evaluation.rows()
+    notes = []
+    for group in dict.fromkeys(row.group for row in rows):
+        whole = report.mean(rows, group)
+        if group != "seen_tasks" and whole.score <= whole.baseline:
+            notes.append(f"{group.replace('_', ' ').capitalize()} do not rise above the baseline.")
+    return notes
+
+
+@contextlib.contextmanager
+def _bar(name: str, shown: bool):
+    """A progress bar as a callback (done, total), or None."""
+    if not shown:
+        yield None
+        return
+    every = {} if sys.stderr.isatty() else {"mininterval": 30, "ascii": True}
+    with tqdm.tqdm(desc=name, unit="example", **every) as bar:
+
+        def tell(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield tell

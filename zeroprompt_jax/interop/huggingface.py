@@ -1,0 +1,163 @@
+"""Hugging Face T5, T5 1.1, mT5 and ByT5: names, layouts and configurations. Plain trees in, plain trees out.
+
+Nothing here needs torch: a state dict is a mapping from names to numpy arrays, as `safetensors.numpy.load_file` reads it
+or `{name: tensor.numpy() for name, tensor in model.state_dict().items()}` makes it.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.traverse_util
+import jax
+import numpy as np
+
+from zeroprompt_jax.errors import UserError, unknown
+from zeroprompt_jax.models import t5
+from zeroprompt_jax.models.t5 import T5Config
+
+_SUBLAYERS = {
+    "encoder": {
+        "attention": "layer.0.SelfAttention",
+        "pre_attention_layer_norm": "layer.0.layer_norm",
+        "mlp": "layer.1.DenseReluDense",
+        "pre_mlp_layer_norm": "layer.1.layer_norm",
+    },
+    "decoder": {
+        "self_attention": "layer.0.SelfAttention",
+        "pre_self_attention_layer_norm": "layer.0.layer_norm",
+        "encoder_decoder_attention": "layer.1.EncDecAttention",
+        "pre_cross_attention_layer_norm": "layer.1.layer_norm",
+        "mlp": "layer.2.DenseReluDense",
+        "pre_mlp_layer_norm": "layer.2.layer_norm",
+    },
+}
+_PROJECTIONS = {"query": "q", "key": "k", "value": "v", "out": "o", "wi": "wi", "wi_0": "wi_0", "wi_1": "wi_1", "wo": "wo"}
+_OUTSIDE = {
+    "token_embedder/embedding": "shared.weight",
+    "encoder/relpos_bias/rel_embedding": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+    "decoder/relpos_bias/rel_embedding": "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+    "encoder/encoder_norm/scale": "encoder.final_layer_norm.weight",
+    "decoder/decoder_norm/scale": "decoder.final_layer_norm.weight",
+    "decoder/logits_dense/kernel": "lm_head.weight",
+}
+# Old checkpoints carry a cross-attention bias that no T5 ever reads; transformers drops it too.
+_IGNORED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+# `feed_forward_proj` -> our activations. Plain 'gelu' is the exact one there and has no counterpart here.
+_ACTIVATIONS = {
+    "relu": ("relu",),
+    "gelu_new": ("gelu",),
+    "gated-relu": ("relu", "linear"),
+    "gated-gelu": ("gelu", "linear"),
+    "gated-gelu_new": ("gelu", "linear"),
+    "gated-silu": ("swish", "linear"),
+}
+
+
+def config_from_huggingface(config: Mapping[str, Any]) -> T5Config:
+    """T5Config of a Hugging Face `config.json` (model_type t5 or mt5; ByT5 calls itself t5).
+
+    Raises UserError for other models, unknown activations, missing sizes and an epsilon that T5 does not use.
+    """
+    kind = config.get("model_type", "t5")
+    if kind not in ("t5", "mt5"):
+        raise unknown("Hugging Face model_type", kind, ("t5", "mt5"))
+    needed = ("vocab_size", "d_model", "num_heads", "d_kv", "d_ff", "num_layers", "relative_attention_num_buckets")
+    if missing := [name for name in needed if config.get(name) is None]:
+        raise UserError(f"The Hugging Face configuration lacks {', '.join(missing)}.")
+    activations = config.get("feed_forward_proj") or "relu"
+    if activations not in _ACTIVATIONS:
+        raise unknown("feed_forward_proj", activations, _ACTIVATIONS)
+    epsilon = config.get("layer_norm_epsilon", 1e-6)
+    if epsilon != 1e-6:
+        raise UserError(f"The Hugging Face configuration has layer_norm_epsilon {epsilon}; T5's is 1e-06.")
+    # T5 1.0 scales the decoder's output, and only then are the layers tied in our sense; transformers 5 writes it apart
+    # from tie_word_embeddings. mT5 never scales.
+    tied = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True) is not False)
+    return T5Config(
+        vocab_size=config["vocab_size"],
+        emb_dim=config["d_model"],
+        num_heads=config["num_heads"],
+        head_dim=config["d_kv"],
+        mlp_dim=config["d_ff"],
+        num_encoder_layers=config["num_layers"],
+        num_decoder_layers=config.get("num_decoder_layers") or config["num_layers"],
+        mlp_activations=_ACTIVATIONS[activations],
+        logits_via_embedding=kind == "t5" and bool(tied),
+        dropout_rate=config.get("dropout_rate", 0.1),
+        relpos_num_buckets=config["relative_attention_num_buckets"],
+        relpos_max_distance=config.get("relative_attention_max_distance", 128),
+    )
+
+
+def t5_from_huggingface(state_dict: Mapping[str, np.ndarray], config: T5Config) -> dict[str, Any]:
+    """Parameters of our T5, float32, stacked when `config.scan_layers`, from a Hugging Face state dict.
+
+    Copies of the embedding (`encoder.embed_tokens`, `decoder.embed_tokens` and, when tied, `lm_head`) must equal it.
+    Raises UserError naming every missing, unused and wrongly shaped tensor.
+    """
+    aliases = [name for name in _aliases(config) if name in state_dict]
+    renamed = {name: tensor for name, tensor in state_dict.items() if name not in (*aliases, _IGNORED)}
+    if aliases:
+        renamed["shared.weight"] = state_dict[aliases[0]]
+    names = list(_names(config))
+    shapes = {name: shape[::-1] if turned else shape for _, name, shape, turned in names}
+    _compare("Hugging Face state dict", {name: np.shape(tensor) for name, tensor in renamed.items()}, shapes)
+    for name in aliases[1:]:
+        if not np.array_equal(state_dict[name], renamed["shared.weight"]):
+            raise UserError(f"Hugging Face tensor {name} differs from {aliases[0]}, which this configuration shares with it.")
+    flat = {}
+    for path, name, _, turned in names:
+        tensor = np.asarray(renamed[name], np.float32)
+        flat[path] = np.ascontiguousarray(tensor.T) if turned else tensor
+    params = flax.traverse_util.unflatten_dict(flat, sep="/")
+    return t5.stack_layers(params) if config.scan_layers else params
+
+
+def t5_to_huggingface(params: Mapping[str, Any], config: T5Config) -> dict[str, np.ndarray]:
+    """The Hugging Face state dict (all names, with the copies of the embedding, which share memory) of our parameters,
+    scanned or not. Raises UserError naming every missing, unused and wrongly shaped parameter."""
+    flat = flax.traverse_util.flatten_dict(t5.unstack_layers(params), sep="/")
+    names = list(_names(config))
+    shapes = {path: shape for path, _, shape, _ in names}
+    _compare("parameter tree", {path: np.shape(leaf) for path, leaf in flat.items()}, shapes)
+    out = {}
+    for path, name, _, turned in names:
+        leaf = np.asarray(flat[path])
+        out[name] = np.ascontiguousarray(leaf.T) if turned else leaf
+    return {**out, **{alias: out["shared.weight"] for alias in _aliases(config)}}
+
+
+def _aliases(config: T5Config) -> tuple[str, ...]:
+    """Names under which a checkpoint may hold the embedding."""
+    names = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+    return (*names, "lm_head.weight") if config.logits_via_embedding else names
+
+
+def _names(config: T5Config) -> Iterator[tuple[str, str, tuple[int, ...], bool]]:
+    """Yields (our unscanned path, Hugging Face name, our shape, whether the matrix is transposed) of every parameter."""
+    # Scanned: one traced layer per stack, however deep the model is.
+    scanned = dataclasses.replace(config, scan_layers=True)
+    tree = jax.eval_shape(lambda: t5.init(scanned, jax.random.key(0)))
+    for path, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items():
+        if path in _OUTSIDE:
+            yield path, _OUTSIDE[path], leaf.shape, path != "token_embedder/embedding" and len(leaf.shape) == 2
+            continue
+        side, _, sublayer, *rest = path.split("/")
+        end = "." + _PROJECTIONS[rest[0]] if rest[-1] == "kernel" else ""
+        for i in range(leaf.shape[0]):
+            ours = "/".join((side, f"layers_{i}", sublayer, *rest))
+            yield ours, f"{side}.block.{i}.{_SUBLAYERS[side][sublayer]}{end}.weight", leaf.shape[1:], bool(end)
+
+
+def _compare(what: str, given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    faults = []
+    if missing := [name for name in wanted if name not in given]:
+        faults.append(f"missing {', '.join(missing)}")
+    if unused := [name for name in given if name not in wanted]:
+        faults.append(f"unused {', '.join(unused)}")
+    if shaped := [name for name in wanted if name in given and tuple(given[name]) != tuple(wanted[name])]:
+        shown = ", ".join(f"{name} {tuple(given[name])} instead of {tuple(wanted[name])}" for name in shaped)
+        faults.append(f"wrongly shaped {shown}")
+    if faults:
+        raise UserError(f"The {what} does not fit this T5Config: {'; '.join(faults)}.")

@@ -1,0 +1,148 @@
+"""Checkpoints with Orbax: saved asynchronously, kept by policy, checked leaf by leaf before anything is loaded.
+
+Restore order of a run, first that exists: (1) its own newest checkpoint, (2) `initial_checkpoint_path`, (3) scratch.
+A checkpoint holds the training state only (what trains, its optimizer's state, the step), never a copy of what is frozen.
+A save is a directory written under a temporary name and renamed when complete, so a run killed while saving still has the
+checkpoint before.
+"""
+
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from zeroprompt_jax.errors import UserError, nearest
+from zeroprompt_jax.training.state import Flat, State
+
+# Orbax reports every directory it touches at INFO and WARNING; a user reads our progress bar instead.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def _absolute(path: str) -> epath.Path:
+    """gs:// and other URLs stay as they are; local paths become absolute, as Orbax demands."""
+    return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().resolve()
+
+
+class Checkpointer:
+    """The checkpoints of one run, in MODEL_DIR/checkpoints. keep: how many of the newest stay."""
+
+    def __init__(self, model_dir: str, keep: int = 2):
+        self.directory = _absolute(model_dir) / "checkpoints"
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._pending: int | None = None
+
+    def latest(self) -> int | None:
+        """The newest complete step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: State, record: Mapping[str, Any]) -> None:
+        """Starts saving; returns once the state is copied off the device. `record` is small JSON that rides along."""
+        step = int(state.step)
+        if step == self.latest():
+            return
+        self.wait()
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(dict(record)))
+        self._guard(lambda: self._manager.save(step, args=args), step)
+        self._pending = step
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk; raises UserError if it failed, naming what is still there."""
+        self._guard(self._manager.wait_until_finished, self._pending)
+
+    def _guard(self, action, step):
+        try:
+            action()
+        except Exception as e:
+            cause = _cause(e)
+            if not isinstance(cause, OSError) and "No space left" not in str(e) and "RESOURCE_EXHAUSTED" not in str(e):
+                raise
+            kept = self._manager.latest_step() if step is None else max(
+                (s for s in self._manager.all_steps() if s != step), default=None
+            )
+            have = "no earlier checkpoint exists" if kept is None else f"the checkpoint of step {kept} is intact"
+            raise UserError(f"Saving step {step} to {self.directory} failed ({cause}); {have}.") from e
+
+    def restore(self, abstract: State, step: int | None = None) -> tuple[State, dict[str, Any]]:
+        """Loads a step (default: the newest) into the shapes and shardings of `abstract`, and its record."""
+        step = self.latest() if step is None else step
+        if step not in self._manager.all_steps():
+            have = ", ".join(map(str, sorted(self._manager.all_steps()))) or "none"
+            raise UserError(f"There is no checkpoint of step {step} in {self.directory}; there is {have}.")
+        compare(saved_shapes(self.directory / str(step)), abstract.params, str(self.directory / str(step)))
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=args)
+        return restored.state, dict(restored.record)
+
+    def close(self) -> None:
+        self.wait()
+        self._manager.close()
+
+
+def _cause(e: BaseException) -> BaseException:
+    while e.__cause__ is not None or e.__context__ is not None:
+        e = e.__cause__ or e.__context__
+    return e
+
+
+def find(path: str) -> epath.Path:
+    """The step directory that `path` means: a step directory itself, or the newest step of a run's MODEL_DIR."""
+    root = _absolute(path)
+    for candidate in (root, root / "checkpoints"):
+        if (candidate / "state").exists():
+            return candidate
+        steps = [p for p in candidate.iterdir() if p.name.isdigit()] if candidate.exists() else []
+        if steps:
+            return max(steps, key=lambda p: int(p.name))
+    names = [p.name for p in root.parent.iterdir()] if root.parent.exists() else []
+    raise UserError(f"No checkpoint at '{path}'.{nearest(root.name, names)}")
+
+
+def saved_shapes(step_dir: epath.Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters in a step directory, by path, without reading them."""
+    metadata = ocp.StandardCheckpointer().metadata(step_dir / "state")
+    return {path: tuple(leaf.shape) for path, leaf in metadata.item_metadata.tree["params"].items()}
+
+
+def compare(saved: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Any], where: str, subset: bool = False) -> None:
+    """Raises UserError listing every missing, extra and differently shaped leaf. subset: extra leaves are fine."""
+    missing = sorted(set(wanted) - set(saved))
+    extra = [] if subset else sorted(set(saved) - set(wanted))
+    shapes = [
+        f"{k} is {list(saved[k])}, wanted {list(wanted[k].shape)}"
+        for k in sorted(set(saved) & set(wanted))
+        if tuple(saved[k]) != tuple(wanted[k].shape)
+    ]
+    if missing or extra or shapes:
+        parts = [f"missing {', '.join(missing)}"] * bool(missing)
+        parts += [f"extra {', '.join(extra)}"] * bool(extra)
+        parts += [f"differently shaped: {'; '.join(shapes)}"] * bool(shapes)
+        raise UserError(f"The checkpoint {where} does not fit this model: {'; '.join(parts)}.")
+
+
+def load_params(path: str, wanted: Flat, regex: str = ".*") -> dict[str, jax.Array]:
+    """Loads the parameters that `regex` matches, in the shapes and shardings of `wanted`; no optimizer state is read.
+
+    Raises UserError when the regex matches nothing, or a matching leaf is missing or shaped differently.
+    """
+    step_dir = find(path)
+    part = {k: v for k, v in wanted.items() if re.fullmatch(regex, k)}
+    saved = saved_shapes(step_dir)
+    if not part:
+        raise UserError(f"The regex '{regex}' matches none of this model's {len(wanted)} parameters.")
+    compare(saved, part, str(step_dir), subset=True)
+    args = ocp.args.PyTreeRestore(
+        item={"params": part},
+        restore_args={"params": {k: ocp.ArrayRestoreArgs(sharding=_sharding(v), dtype=v.dtype) for k, v in part.items()}},
+        partial_restore=True,
+    )
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return checkpointer.restore(step_dir / "state", args=args)["params"]
+
+
+def _sharding(leaf: Any) -> Any:
+    return getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

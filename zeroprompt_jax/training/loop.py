@@ -1,0 +1,244 @@
+"""The training loop: prefetch, step, log, evaluate, save. Knows neither tasks nor configs."""
+
+import collections
+import dataclasses
+import json
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from etils import epath
+
+from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.training.checkpoint import Checkpointer
+from zeroprompt_jax.training.state import Flat, State
+
+Batch = Mapping[str, Any]
+
+
+class Diverged(UserError):
+    """The loss or the gradient became NaN or infinite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """How long and how often. Counts are in steps, one step being one update from one batch.
+
+    batch_size is global, over all devices and micro-batches. eval_every None evaluates at the end only; save_every None
+    saves at the end only. initial_checkpoint_path: parameters to start from (a run's MODEL_DIR or one step of it), as
+    far as initial_checkpoint_regex matches their paths, such as 'backbone/.*'.
+    """
+
+    model_dir: str
+    steps: int
+    batch_size: int = 64
+    accumulate: int = 1
+    seed: int = 0
+    log_every: int = 100
+    eval_every: int | None = None
+    save_every: int | None = 1000
+    keep: int = 2
+    initial_checkpoint_path: str | None = None
+    initial_checkpoint_regex: str = ".*"
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "keep", "eval_every", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"Train.{name} is {value}; it must be at least 1.")
+        if self.batch_size % self.accumulate:
+            raise UserError(f"Train.batch_size {self.batch_size} does not divide into {self.accumulate} micro-batches.")
+
+
+class Metrics:
+    """metrics.jsonl and the same numbers as TensorBoard files (tensorboardX: clu's writer imports TensorFlow).
+
+    Opening at a step drops what a killed run wrote beyond it: the resumed run writes those lines again. Every number but
+    the times (`seconds`, `examples_per_second`) is then what an uninterrupted run would have written.
+    """
+
+    def __init__(self, model_dir: str, step: int):
+        from tensorboardX import SummaryWriter
+
+        root = epath.Path(model_dir)
+        root.mkdir(parents=True, exist_ok=True)
+        self._file = root / "metrics.jsonl"
+        self._truncate(step)
+        self._board = SummaryWriter(str(root / "tensorboard"), purge_step=step + 1)
+
+    def _truncate(self, step: int) -> None:
+        kept = []
+        for line in self._file.read_text().splitlines() if self._file.exists() else []:
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (json.JSONDecodeError, KeyError):
+                break  # half a line, written when the run was killed
+        temporary = self._file.parent / "metrics.jsonl.tmp"
+        temporary.write_text("".join(kept))
+        temporary.replace(self._file)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        with self._file.open("a") as f:
+            f.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            if np.isscalar(value):
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._board.close()
+
+
+class Prefetch:
+    """Makes batches `start`, `start + 1`, … in a thread, a few ahead of the loop, and puts them on the devices."""
+
+    def __init__(self, make: Callable[[int], Batch], start: int, stop: int, ahead: int = 3):
+        self._queue: queue.Queue = queue.Queue(ahead)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(make, start, stop), daemon=True)
+        self._thread.start()
+
+    def _run(self, make, start, stop):
+        for n in range(start, stop):
+            try:
+                item = make(n)
+            except BaseException as e:
+                item = e
+            while not self._closed.is_set():
+                try:
+                    self._queue.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    pass
+            if self._closed.is_set() or isinstance(item, BaseException):
+                return
+
+    def next(self) -> Batch:
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join()
+
+
+class _Window:
+    """Sums of step metrics since the last log line. Saved with the checkpoint, so that a resumed run logs the same."""
+
+    def __init__(self, record: Mapping[str, Any]):
+        self.sums = collections.defaultdict(float, record.get("sums", {}))
+        self.steps = record.get("steps", 0)
+        self.started = time.monotonic()
+        self.fresh = 0
+
+    def add(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.sums[name] += value
+        self.steps += 1
+        self.fresh += 1
+
+    def record(self) -> dict[str, Any]:
+        return {"sums": dict(self.sums), "steps": self.steps}
+
+    def means(self) -> dict[str, float]:
+        return {name: total / self.steps for name, total in self.sums.items()}
+
+
+def fit(
+    settings: Train,
+    state: State,
+    frozen: Flat,
+    train_step: Callable[[State, Flat, Batch], tuple[State, Mapping[str, jax.Array]]],
+    make_batch: Callable[[int], Batch],
+    checkpointer: Checkpointer,
+    metrics: Metrics,
+    *,
+    record: Mapping[str, Any] | None = None,
+    evaluate: Callable[[State], Mapping[str, float]] | None = None,
+    tasks_of: Callable[[int], list[str]] = lambda n: [],
+    progress: bool = True,
+) -> tuple[State, float]:
+    """Trains from state.step to settings.steps. Returns the last state and the seconds spent, earlier attempts included.
+
+    Args:
+      train_step: jitted (state, frozen, batch) -> (state, metrics); the state is donated.
+      make_batch: batch number -> batch on the devices; a pure function, so that resuming is one integer.
+      record: what the checkpoint that `state` came from carried along.
+      evaluate: called every `eval_every` steps; its scalars go to the metrics.
+      tasks_of: batch number -> names of its tasks, for the message when training diverges.
+
+    Raises:
+      Diverged: at the first step whose loss or gradient norm is not finite; nothing from that step on is saved.
+    """
+    record = dict(record or {})
+    start = int(state.step)
+    window = _Window(record.get("window", {}))
+    earlier, began = record.get("seconds", 0.0), time.monotonic()
+    seconds = lambda: earlier + time.monotonic() - began
+    feed = Prefetch(make_batch, start, settings.steps)
+    # A terminal redraws in place; a log file gets a line a minute.
+    every = {"mininterval": 0.5} if sys.stderr.isatty() else {"mininterval": 30, "ascii": True}
+    shape = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed} elapsed, {remaining} left{postfix}]"
+    bar = tqdm.tqdm(
+        total=settings.steps, initial=start, desc="train", unit="step", bar_format=shape, disable=not progress, **every
+    )
+    bar.set_postfix_str("compiling", refresh=True)
+
+    def finish(step: int, device_metrics: Mapping[str, jax.Array]) -> None:
+        """Takes in the metrics of update `step`, counted from 1."""
+        values = {k: float(v) for k, v in jax.device_get(device_metrics).items()}
+        if not (np.isfinite(values["loss"]) and np.isfinite(values["grad_norm"])):
+            names = sorted(set(tasks_of(step - 1)))
+            shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+            raise Diverged(
+                f"Training diverged at step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; "
+                f"its batch held {shown or 'unnamed tasks'}. The last checkpoint is of step {checkpointer.latest()}."
+            )
+        window.add(values)
+        rate = window.fresh * settings.batch_size / max(time.monotonic() - window.started, 1e-9)
+        bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:,.0f} examples/s", refresh=False)
+        bar.update()
+        if step % settings.log_every == 0 or step == settings.steps:
+            metrics.write(step, {**window.means(), "examples_per_second": rate, "seconds": seconds()})
+            window.__init__({})
+
+    def evaluate_at(step: int) -> None:
+        paused = time.monotonic()
+        scores = dict(evaluate(state))
+        metrics.write(step, scores)
+        bar.write("  ".join([f"step {step}:", *(f"{k} {v:.3f}" for k, v in scores.items())]), file=sys.stderr)
+        window.started += time.monotonic() - paused
+
+    waiting = None
+    try:
+        if start == 0 and evaluate is not None and settings.eval_every:
+            evaluate_at(0)
+        for step in range(start + 1, settings.steps + 1):
+            state, device_metrics = train_step(state, frozen, feed.next())
+            # One step late: the host reads the last step's metrics while the device runs this one.
+            if waiting:
+                finish(*waiting)
+            waiting = (step, device_metrics)
+            last = step == settings.steps
+            evaluates = evaluate is not None and settings.eval_every and step % settings.eval_every == 0 and not last
+            saves = last or (settings.save_every and step % settings.save_every == 0)
+            if evaluates or saves:
+                finish(*waiting)
+                waiting = None
+            if evaluates:
+                evaluate_at(step)
+            if saves:
+                checkpointer.save(state, {"window": window.record(), "seconds": seconds()})
+        checkpointer.wait()
+    finally:
+        feed.close()
+        bar.close()
+    return state, seconds()
