@@ -1,47 +1,78 @@
-"""Types over pairs of a key and a value ("anna walk, bob sing, tom jump"): an operation maps the value of one key.
+"""Types that map a value: of a place in a row ("walk sing jump"), or of a key ("anna walk, bob sing, tom jump").
 
-The key and the operation are named by the instruction alone, so that the input does not tell what is asked. Each type
-has its own kind of keys and its own punctuation."""
+The place or key and the operation are named by the instruction alone, so that the input does not tell what is asked.
+Rows share their places and tables their keys, the names: what every type trains is learned, what few tasks train is
+memorised."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from zeroprompt_jax.tasks import procedural_words as words
 from zeroprompt_jax.tasks.procedural_spec import Draw, Kind, Operation, asking, pairs, singles
 
 
-def parse(text: str) -> dict[str, str]:
-    """The pairs of an input, whatever punctuation it is written with."""
-    tokens = text.translate(str.maketrans(",;=:", "    ")).split()
-    return dict(zip(tokens[::2], tokens[1::2]))
-
-
 class Format:
-    """How a type writes its pairs, how many, and which keys and values it draws."""
+    """How a type writes its pairs, how many, and which keys and values it draws. `asked` is how an instruction names a
+    key."""
+
+    asked = "{}"
 
     def __init__(self, keys: Sequence[str], values: Sequence[str], pair: str = "{} {}", joiner: str = " ", n: int = 4):
         self.keys, self.values, self.pair, self.joiner, self.n = tuple(keys), tuple(map(str, values)), pair, joiner, n
+
+    def parse(self, text: str) -> dict[str, str]:
+        """The pairs of an input, whatever punctuation it is written with."""
+        tokens = text.translate(str.maketrans(",;=:", "    ")).split()
+        return dict(zip(tokens[::2], tokens[1::2]))
 
     def sample(self, draw: Draw, fixed: Mapping[str, str], absent: Sequence[str] = ()) -> str:
         """An input that holds the `fixed` pairs among others; the values of `absent` stay out."""
         n = self.n - len(fixed)
         keys = draw.some([k for k in self.keys if k not in fixed], n)
-        used = {*fixed.values(), *absent}
-        values = draw.some([v for v in self.values if v not in used], n)
+        values = self._others(draw, n, fixed, absent)
         rows = draw.shuffled([*fixed.items(), *zip(keys, values)])
         return self.joiner.join(self.pair.format(*row) for row in rows)
 
-    def mapped(self, name: str, table: Mapping[str, str], train: int, held_out: int, wording: dict) -> Operation:
-        """The operation "table[value of key]"."""
+    def _others(self, draw: Draw, n: int, fixed: Mapping[str, str], absent: Sequence[str]) -> list[str]:
+        used = {*fixed.values(), *absent}
+        return draw.some([v for v in self.values if v not in used], n)
+
+    def _asking(self, wording: Mapping[str, tuple[str, ...]], keys: int) -> dict[str, tuple[str, ...]]:
+        """Wordings that name one key, `{0}`, made to name one to three as this format names keys."""
+        named = self.asked.format(("{0}", "{0} and {1}", "{0}, {1} and {2}")[keys - 1])
+        return {kind: tuple(w.replace("{0}", named) for w in texts) for kind, texts in wording.items()}
+
+    def mapped(
+        self,
+        name: str,
+        table: Mapping[str, str],
+        wording: dict[str, tuple[str, ...]],
+        train: tuple[int, ...] = (3, 9, 18),
+        held_out: tuple[int, ...] = (1, 2, 3),
+    ) -> tuple[Operation, ...]:
+        """The operations "table[value of key]" of one key, of two, of three, answered in the order in which the keys are
+        named. `train` and `held_out` are the numbers of tasks of each."""
         domain = tuple(table)
 
         def sample(draw, arguments):
-            return self.sample(draw, {arguments[0]: draw.pick(domain)})
+            return self.sample(draw, dict(zip(arguments, draw.some(domain, len(arguments)))))
 
         def solve(text, arguments):
-            return table.get(parse(text).get(arguments[0]))
+            answers = [table.get(self.parse(text).get(key)) for key in arguments]
+            return None if None in answers else " ".join(answers)
 
-        arguments = singles(self.keys)
-        return Operation(name, arguments, sample=sample, solve=solve, train=train, held_out=held_out, **wording)
+        return tuple(
+            Operation(
+                name + ("", "_of_two", "_of_three")[n - 1],
+                tuple(itertools.permutations(self.keys, n)),
+                sample=sample,
+                solve=solve,
+                train=train[n - 1],
+                held_out=held_out[n - 1],
+                **self._asking(wording, n),
+            )
+            for n in range(1, len(train) + 1)
+        )
 
     def inverse(self, name: str, values: Sequence[str], train: int, held_out: int, wording: dict) -> Operation:
         """The operation "key of this value"."""
@@ -50,7 +81,7 @@ class Format:
             return self.sample(draw, {draw.pick(self.keys): arguments[0]})
 
         def solve(text, arguments):
-            return next((k for k, v in parse(text).items() if v == arguments[0]), None)
+            return next((k for k, v in self.parse(text).items() if v == arguments[0]), None)
 
         return Operation(name, singles(values), sample=sample, solve=solve, train=train, held_out=held_out, **wording)
 
@@ -73,13 +104,32 @@ class Format:
             return self.sample(draw, {arguments[0]: show(draw.pick(values(number[arguments[1]])))})
 
         def solve(text, arguments):
-            value = number.get(parse(text).get(arguments[0]))
+            value = number.get(self.parse(text).get(arguments[0]))
             if value is None or value not in values(number[arguments[1]]):
                 return None
             return show(result(value, number[arguments[1]]))
 
         arguments = pairs(self.keys, [show(n) for n in amounts])
+        wording = self._asking(wording, 1)
         return Operation(name, arguments, sample=sample, solve=solve, train=train, held_out=held_out, **wording)
+
+
+PLACES = words.ORDINALS[1:5]
+
+
+class Row(Format):
+    """A row of values alone, whose keys are its places: "first" to "fourth"."""
+
+    def __init__(self, values: Sequence[str], noun: str):
+        super().__init__(PLACES, values, n=len(PLACES))
+        self.asked = f"the {{}} {noun}"
+
+    def parse(self, text: str) -> dict[str, str]:
+        return dict(zip(self.keys, text.split()))
+
+    def sample(self, draw: Draw, fixed: Mapping[str, str], absent: Sequence[str] = ()) -> str:
+        others = iter(self._others(draw, self.n - len(fixed), fixed, absent))
+        return " ".join(fixed[key] if key in fixed else next(others) for key in self.keys)
 
 
 def _shift(items: Sequence[str], by: int, cycle: bool = True) -> dict[str, str]:
@@ -87,54 +137,25 @@ def _shift(items: Sequence[str], by: int, cycle: bool = True) -> dict[str, str]:
     return {x: items[(i + by) % n] for i, x in enumerate(items) if cycle or 0 <= i + by < n}
 
 
+def _selection() -> Kind:
+    form = Row(words.of_categories("country", "sport"), "word")
+    wording = asking("{0}", "{0} of the list", "{0} in this order", unseen="{0} of the row")
+    same = {v: v for v in form.values}
+    return Kind("list_selection", "lists", form.mapped("pick", same, wording, train=(3, 10, 20), held_out=(1, 2, 4)))
+
+
 def _lookup() -> Kind:
-    keys = words.of_categories("animal", "food", "tool", "vehicle")
-    values = words.of_categories("colour", "instrument", "plant")
-    form = Format(keys, values)
-
-    def both_sample(draw, arguments):
-        return form.sample(draw, dict(zip(arguments, draw.some(values, 2))))
-
-    def both_solve(text, arguments):
-        found = [parse(text).get(k) for k in arguments]
-        return None if None in found else " ".join(found)
-
+    values = words.CATEGORIES["instrument"]
+    form = Format(words.NAMES, values, joiner=", ", n=3)
+    value_of = asking("the word with {0}", "the value of {0}", "what goes with {0}", unseen="the word that goes with {0}")
+    key_of = asking("the key of {0}", "the word that has {0}", "the owner of {0}", unseen="the key that has {0}")
+    same = {v: v for v in values}
     return Kind(
         "lookup",
         "tables",
         (
-            form.mapped(
-                "value_of",
-                {v: v for v in values},
-                32,
-                6,
-                asking(
-                    "the word with {0}", "the value of {0}", "what goes with {0}", unseen="the word that goes with {0}"
-                ),
-            ),
-            form.inverse(
-                "key_of",
-                values,
-                26,
-                5,
-                asking(
-                    "the key of {0}", "the word that has {0}", "the owner of {0}", unseen="the key that has {0}"
-                ),
-            ),
-            Operation(
-                "values_of_both",
-                pairs(keys),
-                sample=both_sample,
-                solve=both_solve,
-                train=24,
-                held_out=3,
-                **asking(
-                    "the two words with {0} and {1}",
-                    "the values of {0} and of {1}",
-                    "what goes with {0} and what with {1}",
-                    unseen="both words with {0} and {1}",
-                ),
-            ),
+            *form.mapped("value", same, value_of, train=(6, 24, 30), held_out=(2, 2, 2)),
+            form.inverse("key", values, 10, 2, key_of),
         ),
     )
 
@@ -142,7 +163,7 @@ def _lookup() -> Kind:
 def _grammar() -> Kind:
     verbs = [v[0] for v in words.VERBS]
     adjectives = [a[0] for a in words.ADJECTIVES]
-    form = Format(words.NAMES, [*verbs, *adjectives, *words.PLURALS], joiner=", ", n=3)
+    form = Row([*verbs, *adjectives, *words.PLURALS], "word")
 
     def column(rows, i):
         return {row[0]: row[i] for row in rows}
@@ -150,103 +171,72 @@ def _grammar() -> Kind:
     def ask(what, in_what):
         return asking(
             f"the {what} for {{0}}",
-            f"the word of {{0}} {in_what}",
-            f"the {what} of the word of {{0}}",
-            unseen=f"for {{0}} the word {in_what}",
+            f"{{0}} {in_what}",
+            f"the {what} of {{0}}",
+            unseen=f"{in_what} {{0}}",
         )
 
     tables = (
         ("past", column(words.VERBS, 1), ask("past tense", "in the past tense")),
-        ("progressive", column(words.VERBS, 2), ask("progressive form", "in the progressive")),
-        ("third_person", column(words.VERBS, 3), ask("third person", "in the third person")),
         ("plural", words.PLURALS, ask("plural", "in the plural")),
         ("opposite", column(words.ADJECTIVES, 1), ask("opposite", "as its opposite")),
         ("comparative", column(words.ADJECTIVES, 2), ask("comparative", "as a comparative")),
-        ("superlative", column(words.ADJECTIVES, 3), ask("superlative", "as a superlative")),
     )
-    return Kind("grammar", "language", tuple(form.mapped(name, table, 12, 2, ask) for name, table, ask in tables))
+    operations = (form.mapped(name, table, wording) for name, table, wording in tables)
+    return Kind("grammar", "language", sum(operations, ()))
 
 
 def _dates() -> Kind:
-    form = Format(words.EVENTS, [*words.MONTHS, *words.DAYS], joiner="; ", n=3)
-    month_number = {m: str(i + 1) for i, m in enumerate(words.MONTHS)}
+    form = Row([*words.MONTHS, *words.DAYS], "date")
     rows = (
         (
             "next_month",
             _shift(words.MONTHS, 1),
             asking(
-                "the month after the {0}", "the next month from the {0}", "the {0} one month later",
-                unseen="the month next after the {0}",
-            ),
-        ),
-        (
-            "previous_month",
-            _shift(words.MONTHS, -1),
-            asking(
-                "the month before the {0}", "the previous month from the {0}", "the {0} one month earlier",
-                unseen="the month previous to the {0}",
+                "the month after {0}", "the next month from {0}", "{0} one month later",
+                unseen="the month next after {0}",
             ),
         ),
         (
             "season",
             words.SEASONS,
             asking(
-                "the season of the {0}", "the {0} as a season", "in which season the {0} is",
-                unseen="for the {0} the season",
-            ),
-        ),
-        (
-            "month_number",
-            month_number,
-            asking(
-                "the month number of the {0}", "the {0} as a month number", "in which month number the {0} is",
-                unseen="for the {0} the month number",
+                "the season of {0}", "{0} as a season", "in which season {0} is",
+                unseen="for {0} the season",
             ),
         ),
         (
             "next_day",
             _shift(words.DAYS, 1),
             asking(
-                "the day after the {0}", "the next day from the {0}", "the {0} one day later",
-                unseen="the day next after the {0}",
-            ),
-        ),
-        (
-            "previous_day",
-            _shift(words.DAYS, -1),
-            asking(
-                "the day before the {0}", "the previous day from the {0}", "the {0} one day earlier",
-                unseen="the day previous to the {0}",
+                "the day after {0}", "the next day from {0}", "{0} one day later",
+                unseen="the day next after {0}",
             ),
         ),
     )  # fmt: skip
-    return Kind("dates", "calendar", tuple(form.mapped(name, table, 13, 2, ask) for name, table, ask in rows))
+    operations = (form.mapped(name, table, wording) for name, table, wording in rows)
+    return Kind("dates", "calendar", sum(operations, ()))
 
 
 def _units() -> Kind:
-    form = Format(words.NAMES, range(1, 9), pair="{} = {}", joiner=", ", n=3)
+    form = Row(range(1, 9), "number")
 
-    def operation(source, target, factor):
+    def operations(source, target, factor):
         table = {str(n): str(n * factor) for n in range(1, 9)}
-        return form.mapped(
-            f"{source}_to_{target}",
-            table,
-            8,
-            1,
-            asking(
-                f"the {source} of {{0}} in {target}",
-                f"how many {target} the {source} of {{0}} are",
-                f"the {target} in the {source} of {{0}}",
-                unseen=f"the {source} of {{0}} as {target}",
-            ),
+        wording = asking(
+            f"{{0}} of {source} in {target}",
+            f"how many {target} {{0}} of {source} is",
+            f"the {target} in {{0}} of {source}",
+            unseen=f"{{0}} of {source} as {target}",
         )
+        return form.mapped(f"{source}_to_{target}", table, wording)
 
-    return Kind("unit_conversion", "measures", tuple(operation(*row) for row in words.CONVERSIONS))
+    return Kind("unit_conversion", "measures", sum((operations(*row) for row in words.CONVERSIONS), ()))
 
 
 def _numbers() -> Kind:
     values = words.NUMBERS[1:19]
-    form = Format(words.LETTERS, values)
+    form = Row(values, "number")
 
     def table(names, by=0):
         return {v: names[i + by] for i, v in enumerate(values, 1)}
@@ -258,7 +248,7 @@ def _numbers() -> Kind:
 
     def by(word):
         return asking(
-            f"the number word {word} {{0}}", f"the word {word} the number of {{0}}", f"one {word} the number of {{0}}",
+            f"the number word {word} {{0}}", f"the word {word} {{0}}", f"one {word} {{0}}",
             unseen=f"the number word one {word} {{0}}",
         )  # fmt: skip
 
@@ -267,74 +257,61 @@ def _numbers() -> Kind:
         "number_format",
         "numbers",
         (
-            form.mapped("digits", table(digits), 14, 3, ask("digits")),
-            form.mapped("ordinal", table(words.ORDINALS), 14, 3, ask("ordinal")),
-            form.mapped("roman", table(words.ROMANS), 14, 3, ask("roman numeral")),
-            form.mapped("next", table(words.NUMBERS, 1), 14, 3, by("above")),
-            form.mapped("previous", table(words.NUMBERS, -1), 14, 3, by("below")),
+            *form.mapped("digits", table(digits), ask("digits")),
+            *form.mapped("next", table(words.NUMBERS, 1), by("above")),
         ),
     )
 
 
 def _letters() -> Kind:
-    form = Format(words.NAMES, words.LETTERS, pair="{}: {}", joiner=", ", n=3)
+    form = Row(words.LETTERS, "letter")
     values = words.LETTERS
-    number = {x: str(i + 1) for i, x in enumerate(values)}
     upper = {x: x.upper() for x in values}
 
     def ask(what):
         return asking(
-            f"the {what} for {{0}}", f"the letter of {{0}} as {what}", f"{{0}} as {what}", unseen=f"{what} of {{0}}"
+            f"the {what} for {{0}}", f"{{0}} written as {what}", f"{{0}} as {what}", unseen=f"{what} of {{0}}"
         )
 
     def by(word):
         return asking(
-            f"the letter {word} the letter of {{0}}", f"the letter {word} that of {{0}}", f"one letter {word} {{0}}",
-            unseen=f"one {word} the letter of {{0}}",
+            f"what comes {word} {{0}} in the alphabet", f"what stands {word} {{0}}", f"one letter {word} {{0}}",
+            unseen=f"one {word} {{0}} in the alphabet",
         )  # fmt: skip
 
     return Kind(
         "letter_format",
         "letters",
         (
-            form.mapped("capital", upper, 15, 2, ask("capital letter")),
-            form.mapped("radio", dict(zip(values, words.RADIO)), 15, 2, ask("radio word")),
-            form.mapped("number", number, 15, 2, ask("alphabet number")),
-            form.mapped("next", _shift(values, 1, cycle=False), 15, 2, by("after")),
-            form.mapped("previous", _shift(values, -1, cycle=False), 15, 2, by("before")),
+            *form.mapped("capital", upper, ask("capital letter")),
+            *form.mapped("next", _shift(values, 1, cycle=False), by("after")),
         ),
     )
 
 
 def _translation() -> Kind:
-    form = Format(words.LETTERS[:20], [row[0] for row in words.TRANSLATIONS], joiner="; ")
+    form = Row([row[0] for row in words.TRANSLATIONS], "word")
 
-    def operation(i, language):
-        return form.mapped(
-            language,
-            {row[0]: row[i + 1] for row in words.TRANSLATIONS},
-            14,
-            3,
-            asking(
-                f"the {language} word for {{0}}",
-                f"{{0}} in {language}",
-                f"the word of {{0}} in {language}",
-                unseen=f"for {{0}} the word in {language}",
-            ),
+    def operations(i, language):
+        wording = asking(
+            f"the {language} word for {{0}}",
+            f"{{0}} in {language}",
+            f"{{0}} put into {language}",
+            unseen=f"for {{0}} the word in {language}",
         )
+        return form.mapped(language, {row[0]: row[i + 1] for row in words.TRANSLATIONS}, wording)
 
-    return Kind("translation", "language", tuple(operation(i, name) for i, name in enumerate(words.LANGUAGES)))
+    return Kind("translation", "language", sum((operations(i, name) for i, name in enumerate(words.LANGUAGES)), ()))
 
 
 def _arithmetic() -> Kind:
-    foods = words.CATEGORIES["food"]
-    form = Format(foods, range(1, 11), joiner=", ")
+    form = Row(range(1, 11), "number")
 
     def total_sample(draw, arguments):
         return form.sample(draw, dict(zip(arguments, draw.some(form.values, 2))))
 
     def total_solve(text, arguments):
-        found = [parse(text).get(k) for k in arguments]
+        found = [form.parse(text).get(k) for k in arguments]
         return None if None in found else str(sum(map(int, found)))
 
     return Kind(
@@ -342,18 +319,18 @@ def _arithmetic() -> Kind:
         "numbers",
         (
             form.arithmetic(
-                "plus", range(1, 9), lambda n: range(1, 11), lambda v, n: v + n, 34, 7,
+                "plus", range(1, 9), lambda n: range(1, 11), lambda v, n: v + n, 20, 3,
                 asking("{0} plus {1}", "the sum of {0} and {1}", "{0} and {1} more", unseen="{1} more and {0}"),
             ),
             form.arithmetic(
-                "minus", range(1, 9), lambda n: range(n, 11), lambda v, n: v - n, 34, 7,
+                "minus", range(1, 9), lambda n: range(n, 11), lambda v, n: v - n, 20, 3,
                 asking("{0} minus {1}", "{0} less {1}", "{1} taken from {0}", unseen="{0} with {1} taken from it"),
             ),
             Operation(
-                "total", pairs(foods), sample=total_sample, solve=total_solve, train=24, held_out=4,
+                "total", pairs(PLACES), sample=total_sample, solve=total_solve, train=8, held_out=2,
                 **asking(
-                    "the total of {0} and {1}", "{0} and {1} in total", "{0} and {1} put together",
-                    unseen="{0} and {1} together in total",
+                    "the total of the {0} and {1} number", "the {0} and {1} number in total",
+                    "the {0} and {1} number put together", unseen="the {0} and {1} number together in total",
                 ),
             ),
         ),
@@ -362,20 +339,19 @@ def _arithmetic() -> Kind:
 
 def _word_arithmetic() -> Kind:
     names = words.NUMBERS
-    colours = words.CATEGORIES["colour"]
-    form = Format(colours, names[1:11])
+    form = Row(names[1:11], "number")
 
     return Kind(
         "word_arithmetic",
         "numbers",
         (
             form.arithmetic(
-                "plus", range(1, 7), lambda n: range(1, 11), lambda v, n: v + n, 28, 5,
+                "plus", range(1, 7), lambda n: range(1, 11), lambda v, n: v + n, 20, 3,
                 asking("{0} plus {1}", "the sum of {0} and {1}", "{0} and {1} more", unseen="{1} more and {0}"),
                 names,
             ),
             form.arithmetic(
-                "minus", range(1, 7), lambda n: range(n, 11), lambda v, n: v - n, 28, 5,
+                "minus", range(1, 7), lambda n: range(n, 11), lambda v, n: v - n, 20, 3,
                 asking("{0} minus {1}", "{0} less {1}", "{1} taken from {0}", unseen="{0} with {1} taken from it"),
                 names,
             ),
@@ -391,7 +367,7 @@ def _classification() -> Kind:
         return words.CATEGORIES[category]
 
     def category_solve(text, arguments):
-        return words.CATEGORY_OF.get(parse(text).get(arguments[0]))
+        return words.CATEGORY_OF.get(form.parse(text).get(arguments[0]))
 
     def category_sample(draw, arguments):
         # The category is drawn first, so that every answer is equally likely.
@@ -402,7 +378,7 @@ def _classification() -> Kind:
         return form.sample(draw, {draw.pick(form.keys): draw.pick(category)}, absent=category)
 
     def owner_solve(text, arguments):
-        owners = [k for k, v in parse(text).items() if words.CATEGORY_OF.get(v) == arguments[0]]
+        owners = [k for k, v in form.parse(text).items() if words.CATEGORY_OF.get(v) == arguments[0]]
         return owners[0] if len(owners) == 1 else None
 
     def has_sample(draw, arguments):
@@ -415,7 +391,7 @@ def _classification() -> Kind:
         return form.sample(draw, {name: mine, owner: draw.pick(others(category))})
 
     def has_solve(text, arguments):
-        thing = parse(text).get(arguments[0])
+        thing = form.parse(text).get(arguments[0])
         return None if thing is None else "yes" if words.CATEGORY_OF.get(thing) == arguments[1] else "no"
 
     return Kind(
@@ -423,7 +399,7 @@ def _classification() -> Kind:
         "general",
         (
             Operation(
-                "category_of", singles(words.NAMES), sample=category_sample, solve=category_solve, train=17, held_out=4,
+                "category_of", singles(words.NAMES), sample=category_sample, solve=category_solve, train=6, held_out=2,
                 options=lambda arguments: kinds,
                 **asking(
                     "the category of {0}", "the kind of thing that {0} has", "the topic of the word of {0}",
@@ -438,7 +414,7 @@ def _classification() -> Kind:
                 ),
             ),
             Operation(
-                "has", pairs(words.NAMES, kinds), sample=has_sample, solve=has_solve, train=40, held_out=4,
+                "has", pairs(words.NAMES, kinds), sample=has_sample, solve=has_solve, train=40, held_out=2,
                 options=lambda arguments: ("yes", "no"),
                 wordings=(
                     "does {0} have the {1}?", "is the word of {0} of the category {1}?", "{0} has the {1}, yes or no?",
@@ -451,6 +427,7 @@ def _classification() -> Kind:
 
 
 KINDS = (
+    _selection(),
     _lookup(),
     _grammar(),
     _dates(),

@@ -25,7 +25,7 @@ def neighbour(name: str, offset: int, items: Sequence[str], train: int, held_out
 
 
 def _neighbours() -> Kind:
-    items = words.of_categories("animal", "furniture", "plant", "instrument", "job")
+    items = words.of_categories("animal")
     rows = (
         ("after", 1, asking("the word after {0}", "the word that follows {0}", "the next word after {0}",
                             unseen="the word next after {0}")),
@@ -36,7 +36,7 @@ def _neighbours() -> Kind:
         ("second_before", -2, asking("the second word before {0}", "the word two places before {0}",
                                      "the word two before {0}", unseen="the second previous word before {0}")),
     )  # fmt: skip
-    return Kind("neighbours", "lists", tuple(neighbour(n, k, items, 19, 4, ask) for n, k, ask in rows))
+    return Kind("neighbours", "lists", tuple(neighbour(n, k, items, 9, 1, ask) for n, k, ask in rows))
 
 
 def _selection() -> Kind:
@@ -80,7 +80,7 @@ def _selection() -> Kind:
             at = places(arguments[0], row)
             return row[at[which] + offset] if at else None
 
-        return Operation(name, singles(kinds), sample=sample, solve=solve, train=10, held_out=2, **wording)
+        return Operation(name, singles(kinds), sample=sample, solve=solve, train=10, held_out=1, **wording)
 
     return Kind("category_selection", "lists", tuple(operation(*row) for row in rows))
 
@@ -100,7 +100,7 @@ def _sorting() -> Kind:
                 if solve(text, arguments):
                     return text
 
-        return Operation(name, singles(bounds), sample=sample, solve=solve, train=11, held_out=3, **wording)
+        return Operation(name, singles(bounds), sample=sample, solve=solve, train=11, held_out=2, **wording)
 
     def edge(edge_of):
         return lambda kept: str(edge_of(kept)) if kept else None
@@ -123,13 +123,13 @@ def _sorting() -> Kind:
 
 
 def _counting() -> Kind:
-    letters = words.LETTERS
-    length = 6
+    letters = words.LETTERS[:13]
+    length = 5
 
     def operation(name, arguments, train, held_out, wording):
         def sample(draw, arguments):
             # The count is drawn first, so that every answer is equally likely.
-            n = draw.below(5)
+            n = draw.below(4)
             hits = [draw.pick(arguments) for _ in range(n)]
             pool = draw.some([x for x in letters if x not in arguments], 3)
             return " ".join(draw.shuffled(hits + [draw.pick(pool) for _ in range(length - n)]))
@@ -138,16 +138,16 @@ def _counting() -> Kind:
             return str(sum(x in arguments for x in text.split()))
 
         return Operation(name, arguments, sample=sample, solve=solve, train=train, held_out=held_out,
-                         options=lambda arguments: tuple("01234"), **wording)  # fmt: skip
+                         options=lambda arguments: tuple("0123"), **wording)  # fmt: skip
 
     return Kind(
         "counting",
         "letters",
         (
-            operation("letter", singles(letters), 20, 4, asking(
+            operation("letter", singles(letters), 11, 2, asking(
                 "the count of {0}", "how many times {0} is there", "how many letters are {0}",
                 unseen="how many {0} there are")),
-            operation("either", pairs(letters), 40, 5, asking(
+            operation("either", pairs(letters), 52, 4, asking(
                 "the count of {0} or {1}", "how many times {0} or {1} is there", "how many letters are {0} or {1}",
                 unseen="how many {0} or {1} there are")),
         ),
@@ -155,7 +155,7 @@ def _counting() -> Kind:
 
 
 def _membership() -> Kind:
-    items = words.of_categories("food", "garment", "tool", "vehicle")
+    items = words.of_categories("food")
 
     def row(draw, present, absent, n=LENGTH):
         rest = draw.some([w for w in items if w not in present and w not in absent], n - len(present))
@@ -179,7 +179,7 @@ def _membership() -> Kind:
         "lists",
         (
             Operation(
-                "which_of", pairs(items), sample=which_sample, solve=which_solve, train=44, held_out=8,
+                "which_of", pairs(items), sample=which_sample, solve=which_solve, train=44, held_out=4,
                 options=lambda arguments: (*arguments, "both", "neither"),
                 **asking(
                     "which of {0} and {1} is in the list", "which is there, {0} or {1}, both or neither",
@@ -200,6 +200,8 @@ def _membership() -> Kind:
 
 
 def _edits(kind, domain, items, length, rows) -> Kind:
+    """Lists of distinct items; `rows` are (name, arguments, edit(row, place, arguments), train, held out, wording)."""
+
     def operation(name, arguments, edit, train, held_out, wording):
         def sample(draw, arguments):
             x = arguments[0]
@@ -218,37 +220,59 @@ def _edits(kind, domain, items, length, rows) -> Kind:
 
 
 def _string_edit() -> Kind:
-    letters = words.LETTERS
-    return _edits("string_edit", "letters", letters, 4, (
-        ("replace_letter", pairs(letters, letters), lambda row, i, a: row[:i] + [a[1]] + row[i + 1 :], 26, 3, asking(
-            "the letters with {0} replaced by {1}", "the string with {1} for {0}",
-            "the letters with {1} in place of {0}",
-            unseen="the string with {0} replaced by {1}")),
-        ("delete_letter", singles(letters), lambda row, i, a: row[:i] + row[i + 1 :], 16, 2, asking(
+    letters = words.LETTERS[:13]
+
+    def capital(row, i):
+        return row[:i] + [row[i].upper()] + row[i + 1 :]
+
+    rows = (
+        ("delete", lambda row, i, a: row[:i] + row[i + 1 :], asking(
             "the letters without {0}", "the string with {0} deleted", "the letters with no {0}",
             unseen="the string without {0}")),
-        ("double_letter", singles(letters), lambda row, i, a: row[: i + 1] + row[i:], 16, 2, asking(
+        ("double", lambda row, i, a: row[: i + 1] + row[i:], asking(
             "the letters with {0} doubled", "the string with {0} written two times", "the letters with two {0}",
             unseen="the string with {0} doubled")),
-        ("insert_after", pairs(letters, letters), lambda row, i, a: row[: i + 1] + [a[1]] + row[i + 1 :], 20, 2, asking(
-            "the letters with {1} added after {0}", "the string with {1} put after {0}",
-            "the letters with a new {1} after {0}", unseen="the string with {1} added after {0}")),
-    ))  # fmt: skip
+        ("capitalise", lambda row, i, a: capital(row, i), asking(
+            "the letters with {0} as a capital", "the string with capital {0}", "the letters with a large {0}",
+            unseen="the string with {0} as a capital")),
+        ("cut_before", lambda row, i, a: row[i:], asking(
+            "the letters from {0} on", "the string that starts at {0}", "the letters from {0} to the end",
+            unseen="the string from {0} on")),
+        ("cut_after", lambda row, i, a: row[: i + 1], asking(
+            "the letters up to {0}", "the string that ends at {0}", "the letters from the start to {0}",
+            unseen="the string up to {0}")),
+        ("move_first", lambda row, i, a: [row[i]] + row[:i] + row[i + 1 :], asking(
+            "the letters with {0} moved to the start", "the string with {0} put first", "the letters with {0} in front",
+            unseen="the string with {0} moved to the start")),
+        ("move_last", lambda row, i, a: row[:i] + row[i + 1 :] + [row[i]], asking(
+            "the letters with {0} moved to the end", "the string with {0} put last", "the letters with {0} at the end",
+            unseen="the string with {0} moved to the end")),
+    )  # fmt: skip
+    return _edits("string_edit", "letters", letters, 4, tuple(
+        (name, singles(letters), edit, 11, 1, wording) for name, edit, wording in rows))  # fmt: skip
 
 
 def _list_edit() -> Kind:
-    items = words.of_categories("colour", "country", "sport")
-    return _edits("list_edit", "lists", items, 4, (
-        ("remove_word", singles(items), lambda row, i, a: row[:i] + row[i + 1 :], 22, 3, asking(
+    items = words.CATEGORIES["colour"]
+    rows = (
+        ("remove_word", lambda row, i, a: row[:i] + row[i + 1 :], asking(
             "the list without {0}", "the list with {0} removed", "the words with no {0}",
             unseen="the words without {0}")),
-        ("replace_word", pairs(items, items), lambda row, i, a: row[:i] + [a[1]] + row[i + 1 :], 18, 2, asking(
-            "the list with {0} replaced by {1}", "the list with {1} for {0}", "the words with {1} in place of {0}",
-            unseen="the words with {0} replaced by {1}")),
-        ("words_after", singles(items), lambda row, i, a: row[i + 1 :] or ["none"], 20, 3, asking(
+        ("words_after", lambda row, i, a: row[i + 1 :] or ["none"], asking(
             "all words after {0}", "the end of the list after {0}", "all that follows {0} in the list",
             unseen="all words that follow {0}")),
-    ))  # fmt: skip
+        ("words_before", lambda row, i, a: row[:i] or ["none"], asking(
+            "all words before {0}", "the start of the list before {0}", "all that {0} follows in the list",
+            unseen="all words that {0} follows")),
+        ("word_first", lambda row, i, a: [row[i]] + row[:i] + row[i + 1 :], asking(
+            "the list with {0} moved to the start", "the list with {0} put first", "the words with {0} in front",
+            unseen="the words with {0} moved to the start")),
+        ("word_last", lambda row, i, a: row[:i] + row[i + 1 :] + [row[i]], asking(
+            "the list with {0} moved to the end", "the list with {0} put last", "the words with {0} at the end",
+            unseen="the words with {0} moved to the end")),
+    )  # fmt: skip
+    return _edits("list_edit", "lists", items, 4, tuple(
+        (name, singles(items), edit, 10, 1, wording) for name, edit, wording in rows))  # fmt: skip
 
 
 KINDS = (

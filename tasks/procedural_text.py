@@ -4,6 +4,7 @@ from zeroprompt_jax.tasks import procedural_words as words
 from zeroprompt_jax.tasks.procedural_spec import Draw, Kind, Operation, asking, pairs, singles
 
 FACTS = 3
+PEOPLE = 2
 
 
 def _world(text: str) -> dict[str, str]:
@@ -61,7 +62,7 @@ def _entailment() -> Kind:
         "small world",
         (
             Operation(
-                "located", pairs(objects, places), sample=located_sample, solve=located(False), train=30, held_out=5,
+                "located", pairs(objects, places), sample=located_sample, solve=located(False), train=30, held_out=3,
                 options=lambda arguments: answers,
                 wordings=(
                     "is the {0} in the {1}?", "the {0} is in the {1}: yes, no or maybe?",
@@ -71,7 +72,7 @@ def _entailment() -> Kind:
                 unseen=("is it true that the {0} is in the {1}?", "does the {0} in the {1} follow?"),
             ),
             Operation(
-                "not_located", pairs(objects, places), sample=located_sample, solve=located(True), train=22, held_out=3,
+                "not_located", pairs(objects, places), sample=located_sample, solve=located(True), train=22, held_out=2,
                 options=lambda arguments: answers,
                 wordings=(
                     "is the {0} not in the {1}?", "the {0} is not in the {1}: yes, no or maybe?",
@@ -81,7 +82,7 @@ def _entailment() -> Kind:
                 unseen=("is it true that the {0} is not in the {1}?", "does the {0} not in the {1} follow?"),
             ),
             Operation(
-                "together", pairs(objects), sample=together_sample, solve=together_solve, train=14, held_out=2,
+                "together", pairs(objects), sample=together_sample, solve=together_solve, train=14, held_out=1,
                 options=lambda arguments: answers,
                 wordings=(
                     "are the {0} and the {1} in the same place?", "is the {0} with the {1}: yes, no or maybe?",
@@ -101,10 +102,10 @@ def _reading() -> Kind:
     def operation(name, asked, given, train, held_out, wording):
         def sample(draw, arguments):
             drawn = {
-                c: draw.some([v for v in columns[c] if v != arguments[0]], FACTS - 1 if c == given else FACTS)
+                c: draw.some([v for v in columns[c] if v != arguments[0]], PEOPLE - 1 if c == given else PEOPLE)
                 for c in order
             }
-            drawn[given].insert(draw.below(FACTS), arguments[0])
+            drawn[given].insert(draw.below(PEOPLE), arguments[0])
             rows = zip(*(drawn[c] for c in order))
             return ", ".join(f"{person} from {city} likes {drink}" for person, city, drink in rows)
 
@@ -124,20 +125,20 @@ def _reading() -> Kind:
         "reading",
         "passages",
         (
-            operation("home_of_person", "city", "name", 16, 3, asking(
+            operation("home_of_person", "city", "name", 6, 2, asking(
                 "the city of {0}", "where {0} is from", "the city {0} is from", unseen="from where {0} is")),
-            operation("drink_of_person", "drink", "name", 16, 3, asking(
+            operation("drink_of_person", "drink", "name", 6, 2, asking(
                 "the drink of {0}", "what {0} likes", "the drink that {0} likes", unseen="which drink {0} likes")),
-            operation("person_of_city", "name", "city", 12, 3, asking(
+            operation("person_of_city", "name", "city", 12, 1, asking(
                 "who is from {0}", "the name from {0}", "the one that is from {0}",
                 unseen="the name that is from {0}")),
-            operation("person_of_drink", "name", "drink", 12, 3, asking(
+            operation("person_of_drink", "name", "drink", 12, 1, asking(
                 "who likes {0}", "the one who likes {0}", "the name that likes {0}",
                 unseen="the name of who likes {0}")),
-            operation("drink_of_city", "drink", "city", 12, 2, asking(
+            operation("drink_of_city", "drink", "city", 12, 1, asking(
                 "the drink liked in {0}", "what the one from {0} likes", "the drink from {0}",
                 unseen="which drink is liked in {0}")),
-            operation("city_of_drink", "city", "drink", 12, 2, asking(
+            operation("city_of_drink", "city", "drink", 12, 1, asking(
                 "the city of who likes {0}", "the city that likes {0}", "where who likes {0} is from",
                 unseen="in which city {0} is liked")),
         ),

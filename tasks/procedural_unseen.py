@@ -14,8 +14,9 @@ def _records() -> Kind:
         "records",
         "tables",
         (
-            form.mapped("field_value", {v: v for v in values}, 0, 12, asking(
-                "the {0} in the record", "what the record has for {0}", "the {0}", unseen="the value of the {0}")),
+            *form.mapped("field_value", {v: v for v in values}, asking(
+                "the {0} in the record", "what the record has for {0}", "the {0}", unseen="the value of the {0}"),
+                train=(0,), held_out=(12,)),
             form.inverse("field_name", values, 0, 12, asking(
                 "the key of {0} in the record", "which key has {0}", "what {0} is in the record",
                 unseen="the name of the key of {0}")),
@@ -42,8 +43,9 @@ def _timetable() -> Kind:
         "timetable",
         "calendar",
         (
-            form.mapped("sport_in_month", {v: v for v in sports}, 0, 12, asking(
-                "the sport in {0}", "the game for {0}", "what there is in {0}", unseen="what is in {0}, the sport")),
+            *form.mapped("sport_in_month", {v: v for v in sports}, asking(
+                "the sport in {0}", "the game for {0}", "what there is in {0}", unseen="what is in {0}, the sport"),
+                train=(0,), held_out=(12,)),
             form.inverse("month_of_sport", sports, 0, 12, asking(
                 "the month of {0}", "the month that has {0}", "in which month {0} is", unseen="the month with {0}")),
         ),

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,10 +16,11 @@ import tqdm
 from zeroprompt_jax.data import cards
 from zeroprompt_jax.data.pipeline import Data
 from zeroprompt_jax.data.store import Store
-from zeroprompt_jax.data.vocabulary import Vocabulary
-from zeroprompt_jax.errors import UserError
-from zeroprompt_jax.evaluation import report
+from zeroprompt_jax.data.vocabulary import Vocabulary, load_vocabulary
+from zeroprompt_jax.errors import UserError, unknown
+from zeroprompt_jax.evaluation import infer, report
 from zeroprompt_jax.evaluation.evaluate import Evaluate, Evaluation, evaluate
+from zeroprompt_jax.evaluation.predict import Predictor
 from zeroprompt_jax.methods.base import Method
 from zeroprompt_jax.methods.full import Full
 from zeroprompt_jax.models import t5
@@ -63,17 +65,22 @@ class Model:
         return states.unflatten(self.params, self.frozen)
 
 
-def build_model(experiment: Experiment) -> Model:
-    """Random parameters, born sharded, then whatever `initial_checkpoint_path` brings."""
+def build_model(experiment: Experiment, trained: bool = False) -> Model:
+    """Random parameters, born sharded, then whatever `initial_checkpoint_path` brings. trained: what trains will come from
+    the run's own checkpoint, so only what is frozen is read from there."""
     mesh, method, settings = experiment.mesh.build(), experiment.method, experiment.train
     shapes = jax.eval_shape(lambda: _init(experiment))
     states.split(shapes, method.trainable)  # an unmatched regex is an error before anything is made
     shardings = partitioning.param_shardings(shapes, method, mesh)
     with partitioning.activate(mesh):
         flat = partitioning.init_sharded(lambda: _init(experiment), shardings)
-    if settings.initial_checkpoint_path:
-        flat |= checkpoint.load_params(settings.initial_checkpoint_path, flat, settings.initial_checkpoint_regex)
     params, frozen = states.split(flat, method.trainable)
+    if settings.initial_checkpoint_path:
+        regex = settings.initial_checkpoint_regex
+        wanted = {k: v for k, v in frozen.items() if re.fullmatch(regex, k)} if trained else flat
+        if wanted:
+            flat |= checkpoint.load_params(settings.initial_checkpoint_path, wanted, regex)
+            params, frozen = states.split(flat, method.trainable)
     return Model(mesh, params, frozen, shardings)
 
 
@@ -86,7 +93,7 @@ def _init(experiment: Experiment) -> Flat:
 
 def restore(experiment: Experiment, path: str | None = None) -> Model:
     """The trained model of a run: its newest checkpoint, or that at `path`, over its frozen parameters."""
-    model = build_model(experiment)
+    model = build_model(experiment, trained=True)
     where = path or experiment.train.model_dir
     model.params = checkpoint.load_params(where, model.params)
     return model
@@ -108,7 +115,7 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
     """
     settings = experiment.train
     root = Path(settings.model_dir)
-    _claim(root, config_text, settings.steps)
+    _refuse_another(root, config_text)
     if _finished(root, settings.steps):
         print((root / "table.txt").read_text(encoding="utf-8"), end="")
         print(f"\nThis run was finished before; nothing was trained. For another one set another MODEL_DIR than {root}.")
@@ -121,21 +128,28 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
     groups = experiment.data.groups()
     _say_tasks(experiment, store, groups)
 
-    model = build_model(experiment)
+    checkpointer = checkpoint.Checkpointer(settings.model_dir, settings.keep)
+    model = build_model(experiment, trained=checkpointer.latest() is not None)
     mesh = model.mesh
-    partitioning.check_batch(mesh, settings.batch_size)
+    partitioning.check_batch(mesh, settings.batch_size // settings.accumulate)
+    partitioning.check_batch(mesh, experiment.evaluate.batch_size, "Evaluate.batch_size")
     tx = experiment.optimizer.build(settings.steps)
     create = lambda params: states.create(params, tx)
     abstract = jax.eval_shape(create, model.params)
     shardings = partitioning.state_shardings(abstract, model.shardings, mesh)
-    checkpointer = checkpoint.Checkpointer(settings.model_dir, settings.keep)
     record: dict[str, Any] = {}
     if checkpointer.latest() is None:
         state = jax.jit(create, out_shardings=shardings)(model.params)
     else:
         wanted = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
         state, record = checkpointer.restore(wanted)
+        if state.step > settings.steps:
+            raise UserError(
+                f"The run in {root} has trained to step {int(state.step):,} already, more than its TRAIN_STEPS "
+                f"{settings.steps:,}; give more, or another MODEL_DIR."
+            )
         print(f"Resuming {root} at step {int(state.step):,} of {settings.steps:,}.", file=sys.stderr)
+    _claim(root, config_text)  # only now: a config with a mistake in it claims nothing
     trained, frozen = states.count(model.params), states.count(model.frozen)
     print(f"{trained:,} parameters train, {frozen:,} are frozen; {_devices(mesh)}.", file=sys.stderr)
 
@@ -208,12 +222,102 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
     return evaluation
 
 
-def _claim(root: Path, config_text: str, steps: int) -> None:
-    """Writes the resolved config into a new run, or refuses to continue a run of another config."""
+def evaluate_run(
+    experiment: Experiment,
+    mixtures: Sequence[str] = (),
+    modules: Sequence[str] = (),
+    split: str = "test",
+    output: str | None = None,
+    checkpoint_path: str | None = None,
+) -> Evaluation:
+    """Scores a run's model on mixtures or tasks (default: the groups it is configured with) and reports in `output`."""
+    data = experiment.data
+    data.register(modules)
+    if mixtures:
+        data = dataclasses.replace(data, evaluation={name: name for name in mixtures})
+    if not data.evaluation:
+        raise UserError("This run is configured with nothing to evaluate; give --mixture NAME.")
+    model_dir = experiment.train.model_dir
+    model = restore(experiment, checkpoint_path)
+    store, vocabulary = data.open(model_dir, train=False)
+    check_vocabulary(experiment, vocabulary)
+    folder = Path(output or Path(model_dir) / "eval")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _bar("evaluate", True) as tell:
+        evaluation = evaluate(
+            model.variables,
+            experiment.model,
+            experiment.method,
+            store,
+            data.groups(),
+            split,
+            data.features(),
+            vocabulary,
+            experiment.evaluate,
+            model.mesh,
+            tell,
+            folder / "predictions.jsonl",
+        )
+    where = checkpoint_path or model_dir
+    table = report.write(
+        folder,
+        evaluation.rows(),
+        title=f"zeroprompt eval: {where}, {split}",
+        metric=evaluation.metric,
+        notes=_notes(evaluation),
+        checkpoint=str(where),
+        losses=evaluation.losses,
+    )
+    print(table, end="")
+    return evaluation
+
+
+def predictor(experiment: Experiment, checkpoint_path: str | None = None, modules: Sequence[str] = ()) -> Predictor:
+    """A run's model as `predict(texts, tasks)` and `score(texts, options, tasks)`."""
+    experiment.data.register(modules)
+    trained = cards.mixture(experiment.data.mixture)
+    return Predictor(
+        experiment.model,
+        restore(experiment, checkpoint_path).variables,
+        experiment.method,
+        load_vocabulary(experiment.data.vocabulary),
+        experiment.data.features(),
+        instructions=lambda name: cards.card(name).instructions[0],
+        task_ids={name: i for i, name in enumerate(trained)} if experiment.method.per_task else None,
+    )
+
+
+def infer_run(
+    experiment: Experiment,
+    output: str,
+    input: str | None = None,
+    task: str | None = None,
+    split: str = "test",
+    modules: Sequence[str] = (),
+    checkpoint_path: str | None = None,
+) -> int:
+    """Answers the rows of a file, or the examples of a task, into a JSONL file. Returns how many were answered now."""
+    experiment.data.register(modules)
+    if input is not None:
+        rows = infer.read_rows(input)
+    else:
+        card, source = cards.card(task), cards.source(task)
+        if split not in source.splits:
+            raise unknown(f"split of task '{task}'", split, source.splits)
+        rendered = [cards.render(card, example) for example in source.examples(split)]
+        rows = [{"task": task, "input": r.input, "references": r.references} for r in rendered]
+        rows = [{**row, "options": r.options} if r.options else row for row, r in zip(rows, rendered)]
+    for name in dict.fromkeys(row.get("task", task) for row in rows):
+        if name is not None:
+            cards.card(name)  # an unknown task is told before the model is loaded
+    made = predictor(experiment, checkpoint_path)
+    return infer.infer(made, rows, output, task=task, strategy=experiment.evaluate.strategy)
+
+
+def _refuse_another(root: Path, config_text: str) -> None:
+    """Raises UserError where `root` holds a run of another config."""
     saved = root / "config.gin"
-    if not config_text:
-        return
-    if saved.exists():
+    if config_text and saved.exists():
         old, new = (_comparable(text) for text in (saved.read_text(encoding="utf-8"), config_text))
         changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
         if changed:
@@ -222,10 +326,15 @@ def _claim(root: Path, config_text: str, steps: int) -> None:
                 f"MODEL_DIR {root} holds a run with {name} = {old.get(name)}, not {new.get(name)}; choose another "
                 f"MODEL_DIR for a new run, or the old value to continue this one."
             )
-    root.mkdir(parents=True, exist_ok=True)
-    partial = root / f".config.gin.{os.getpid()}"
-    partial.write_text(config_text, encoding="utf-8")
-    os.replace(partial, saved)
+
+
+def _claim(root: Path, config_text: str) -> None:
+    """Writes the resolved config into the run's folder."""
+    if config_text:
+        root.mkdir(parents=True, exist_ok=True)
+        partial = root / f".config.gin.{os.getpid()}"
+        partial.write_text(config_text, encoding="utf-8")
+        os.replace(partial, root / "config.gin")
 
 
 def _comparable(text: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""T5 (Raffel et al. 2020) and T5 1.1 written out plainly in float64 numpy, one row at a time: what the backbone must equal.
+"""T5 (Raffel et al. 2020) and T5 1.1 written out plainly in float64 numpy, row by row: what the backbone must equal.
 
 Shares nothing with the package but the parameter tree, scanned or not: no layers, no masks, no conditioning. Padding is
 cut away instead of masked, causality is a growing prefix instead of a mask, and buckets are counted one by one.
@@ -34,7 +34,10 @@ def _decoder(params, x, encoded, num_heads, activations, num_buckets, max_distan
     bias = _bias(params["relpos_bias"]["rel_embedding"], len(x), False, num_buckets, max_distance)
     for layer in _layers(params):
         y = _norm(x, layer["pre_self_attention_layer_norm"])
-        seen = [_attention(layer["self_attention"], y[[t]], y[: t + 1], num_heads, bias[:, [t], : t + 1]) for t in range(len(y))]
+        seen = [
+            _attention(layer["self_attention"], y[[t]], y[: t + 1], num_heads, bias[:, [t], : t + 1])
+            for t in range(len(y))
+        ]
         x = x + np.concatenate(seen)
         y = _norm(x, layer["pre_cross_attention_layer_norm"])
         x = x + _attention(layer["encoder_decoder_attention"], y, encoded, num_heads)

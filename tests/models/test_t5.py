@@ -47,21 +47,26 @@ def test_empty_conditioning_is_the_published_model(variant, tied, scan):
         assert np.abs(reference_logits(config, encoder, decoder, **wrong) - want).max() > 1e-3, wrong
 
 
+@functools.cache
+def encoder_loss(config):
+    """Value and gradient through the encoder alone, which compiles fast; one function runs both stacks."""
+    encoder, _ = tiny_t5.tokens()
+    return jax.value_and_grad(lambda params: jnp.square(t5.Backbone(config, params).encode(encoder).hidden).mean())
+
+
+@functools.cache
+def compiled_encoder_loss(config):
+    return tiny_t5.jit(encoder_loss(config))
+
+
 @pytest.mark.parametrize("policy", [policy for policy in t5.REMAT_POLICIES if policy != "none"])
 def test_remat_changes_neither_values_nor_gradients(policy):
-    encoder, decoder = tiny_t5.tokens()
-
-    @functools.partial(tiny_t5.jit, static_argnums=0)
-    def loss_and_gradient(config, params):
-        def loss(params):
-            return jnp.square(t5.Backbone(config, params)(encoder, decoder).logits).mean()
-
-        return jax.value_and_grad(loss)(params)
-
     plain, remat = (tiny_t5.config(remat_policy=name) for name in ("none", policy))
-    want, got = (loss_and_gradient(config, tiny_t5.params(plain)) for config in (plain, remat))
+    params = tiny_t5.params(plain)
+    want, got = (compiled_encoder_loss(config)(params) for config in (plain, remat))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
-    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(got[1]))
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(got[1]["encoder"]))
+    assert ["remat" in str(jax.make_jaxpr(encoder_loss(config))(params)) for config in (plain, remat)] == [False, True]
 
 
 def equations(jaxpr):
@@ -77,7 +82,7 @@ def test_bfloat16_keeps_norms_softmax_and_logits_in_float32():
     config = tiny_t5.config(dtype="bfloat16")
     encoder, decoder = tiny_t5.tokens()
     params = tiny_t5.params(config)
-    run = lambda params: t5.Backbone(config, params)(encoder, decoder).logits  # noqa: E731
+    run = lambda params: t5.Backbone(config, params)(encoder, decoder).logits
     found = {}
     for equation in equations(jax.make_jaxpr(run)(params).jaxpr):
         kinds = {str(v.aval.dtype) for v in (*equation.invars, *equation.outvars) if hasattr(v.aval, "dtype")}
@@ -106,7 +111,8 @@ def test_a_row_depends_on_that_row_alone(conditioned):
     mixed = [np.concatenate([ours[:2], theirs[2:]]) for ours, theirs in zip((encoder, decoder), others)]
     merged = jax.tree_util.tree_map_with_path(
         lambda path, a, b: np.concatenate(
-            [np.take(a, [0, 1], tiny_t5.row_axis(path)), np.take(b, [2, 3], tiny_t5.row_axis(path))], tiny_t5.row_axis(path)
+            [np.take(a, [0, 1], tiny_t5.row_axis(path)), np.take(b, [2, 3], tiny_t5.row_axis(path))],
+            tiny_t5.row_axis(path),
         ),
         own,
         strange,
@@ -178,7 +184,7 @@ def test_packed_rows_refuse_what_is_one_examples_own():
 
 
 def test_no_gradient_flows_from_later_positions():
-    """Exactly zero, also through prompts, prefixes and every other kind: embeddings are made differentiable as slots."""
+    """Exactly zero, also through prompts, prefixes and every other kind. Slots make the embeddings differentiable."""
     config = tiny_t5.config()
     encoder, decoder = tiny_t5.tokens(rows=2)
     S, params = decoder.shape[1], tiny_t5.params(config)
@@ -232,28 +238,25 @@ def test_logical_axes_cover_every_parameter(variant, scan):
         t5.logical_axes("encoder/layers/new/kernel")
 
 
-def test_initialised_unscanned_model_stacks_into_the_scanned_one():
-    unscanned, scanned = (
-        tiny_t5.config(scan_layers=scan, emb_dim=64, head_dim=16, mlp_dim=48, vocab_size=300) for scan in (False, True)
-    )
-    params = tiny_t5.jit(lambda key: t5.init(unscanned, key))(jax.random.key(0))
-    stacked = t5.stack_layers(params)
-    shapes = jax.eval_shape(lambda: t5.init(scanned, jax.random.key(0)))
-    assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, dict(shapes))
-    back = t5.unstack_layers(stacked)
-    assert jax.tree.structure(back) == jax.tree.structure(dict(params))
-    jax.tree.map(np.testing.assert_array_equal, back, dict(params))
+def test_initialised_models_stack_and_unstack():
+    scanned, unscanned = (tiny_t5.config(scan_layers=scan) for scan in (True, False))
+    params = tiny_t5.jit(lambda key: t5.init(scanned, key))(jax.random.key(0))
+    unstacked = t5.unstack_layers(params)
+    shapes = jax.eval_shape(lambda: t5.init(unscanned, jax.random.key(0)))
+    assert jax.tree.map(jnp.shape, unstacked) == jax.tree.map(jnp.shape, dict(shapes))
+    jax.tree.map(np.testing.assert_array_equal, t5.stack_layers(unstacked), dict(params))
     encoder, decoder = tiny_t5.tokens()
-    want = tiny_t5.logits(unscanned, encoder, decoder, params=params)
-    np.testing.assert_allclose(tiny_t5.logits(scanned, encoder, decoder, params=stacked), want, atol=TOLERANCE)
+    want = tiny_t5.logits(unscanned, encoder, decoder, weights=unstacked)
+    np.testing.assert_allclose(tiny_t5.logits(scanned, encoder, decoder, weights=params), want, atol=TOLERANCE)
 
     # T5's initialisation: the query is narrower by the root of the head width; layers are drawn apart.
-    layers = stacked["decoder"]["layers"]
-    for name, std in (("query", 1 / np.sqrt(64 * 16)), ("key", 1 / 8), ("value", 1 / 8), ("out", 1 / np.sqrt(32))):
-        assert np.std(layers["self_attention"][name]["kernel"]) == pytest.approx(std, rel=0.05), name
-    assert np.std(params["token_embedder"]["embedding"]) == pytest.approx(1, rel=0.05)
-    assert np.abs(layers["mlp"]["wi_0"]["kernel"][0] - layers["mlp"]["wi_0"]["kernel"][1]).min() > 0
-    assert all((leaf == 1).all() for path, leaf in flax.traverse_util.flatten_dict(stacked, sep="/").items() if "scale" in path)
+    layers, std = params["decoder"]["layers"], functools.partial(pytest.approx, rel=0.15)
+    for name, want in (("query", 1 / 8), ("key", 1 / 4), ("value", 1 / 4), ("out", 1 / np.sqrt(8))):
+        assert np.std(layers["self_attention"][name]["kernel"]) == std(want), name
+    assert np.std(params["token_embedder"]["embedding"]) == std(1)
+    assert np.abs(layers["mlp"]["wi_0"]["kernel"][0] - layers["mlp"]["wi_0"]["kernel"][1]).max() > 0.1
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    assert all((leaf == 1).all() for path, leaf in flat.items() if path.endswith("scale"))
 
 
 def test_names_and_shapes_are_those_t5x_writes(shared_data, tmp_path):
@@ -263,18 +266,25 @@ def test_names_and_shapes_are_those_t5x_writes(shared_data, tmp_path):
     (index,) = tmp_path.rglob("checkpoint")
     written = {}
     for path, leaf in flax.traverse_util.flatten_dict(
-        flax.serialization.msgpack_restore(index.read_bytes())["optimizer"]["target"], is_leaf=lambda _, x: "kvstore" in x
+        flax.serialization.msgpack_restore(index.read_bytes())["optimizer"]["target"],
+        is_leaf=lambda _, x: "kvstore" in x,
     ).items():
         shape = leaf["metadata"]["shape"] if isinstance(leaf, dict) else leaf.shape
         written["/".join(path)] = tuple(shape)
         assert not isinstance(leaf, dict) or (index.parent / f"target.{'.'.join(path)}" / ".zarray").is_file()
     config = t5.T5Config(
-        emb_dim=4, num_heads=2, head_dim=2, mlp_dim=8, num_encoder_layers=2, num_decoder_layers=2, relpos_num_buckets=4,
+        emb_dim=4,
+        num_heads=2,
+        head_dim=2,
+        mlp_dim=8,
+        num_encoder_layers=2,
+        num_decoder_layers=2,
+        relpos_num_buckets=4,
         scan_layers=False,
-    )  # fmt: skip
+    )
     ours = jax.eval_shape(lambda: t5.init(config, jax.random.key(0)))
     assert {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(ours, sep="/").items()} == written
-    assert len(written) == 51
+    assert len(written) == 52
 
 
 def test_config_names_what_is_wrong():

@@ -1,5 +1,6 @@
 """Tiny T5s for tests: configurations, random parameters, rows of tokens, and conditioning of every kind at once."""
 
+import dataclasses
 import functools
 import zlib
 
@@ -9,18 +10,39 @@ import numpy as np
 from zeroprompt_jax.models import t5
 from zeroprompt_jax.models.conditioning import Adapter, Conditioning, LowRank, Prefix, Stack, Sublayer
 
-# Compiling is nearly all of the time these tests take, so XLA is told not to optimise.
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 TOLERANCE = 1e-5
 
 
+@functools.cache
+def fast_options() -> dict:
+    """XLA options under which a tiny model compiles some ten times faster, and runs slower; those this XLA knows.
+    Compiling is nearly all of the time that tests of tiny models take."""
+    wanted = {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+        "xla_cpu_use_fusion_emitters": False,
+        "xla_cpu_parallel_codegen_split_count": 1,
+    }
+    known = {}
+    for name, value in wanted.items():
+        try:
+            jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()
+        except jax.errors.JaxRuntimeError:
+            continue
+        known[name] = value
+    return known
+
+
 def jit(function, **kwargs):
-    return jax.jit(function, compiler_options=FAST, **kwargs)
+    """jax.jit for tests: compiles fast."""
+    return jax.jit(function, compiler_options=fast_options(), **kwargs)
 
 
 def config(**changes) -> t5.T5Config:
     """T5 1.1 whose every size differs, deeper in the decoder, with relative buckets that short rows already leave."""
-    sizes = dict(vocab_size=32, emb_dim=16, num_heads=2, head_dim=4, mlp_dim=24, num_encoder_layers=2, num_decoder_layers=3)
+    sizes = dict(
+        vocab_size=32, emb_dim=16, num_heads=2, head_dim=4, mlp_dim=24, num_encoder_layers=2, num_decoder_layers=3
+    )
     numerics = dict(dtype="float32", dropout_rate=0.0, relpos_num_buckets=8, relpos_max_distance=10)
     return t5.T5Config(**{**sizes, **numerics, **changes})
 
@@ -29,8 +51,7 @@ def config(**changes) -> t5.T5Config:
 def params(config: t5.T5Config):
     """Random parameters: no norm scale is one, no two layers are alike. The same for scanned and unscanned."""
     if not config.scan_layers:
-        scanned = t5.dataclasses.replace(config, scan_layers=True)
-        return t5.unstack_layers(params(scanned))
+        return t5.unstack_layers(params(dataclasses.replace(config, scan_layers=True)))
 
     def draw(path, leaf):
         name = jax.tree_util.keystr(path)
@@ -64,16 +85,19 @@ def _teacher_forced(config):
     return jit(run)
 
 
-def logits(config, encoder, decoder, conditioning=Conditioning(), *segments, params=None) -> np.ndarray:
-    """Teacher-forced logits, compiled once per configuration and structure of the arguments."""
-    given = globals()["params"](config) if params is None else params
-    return np.asarray(_teacher_forced(config)(given, encoder, decoder, conditioning, *segments))
+def logits(config, encoder, decoder, conditioning=Conditioning(), *segments, weights=None) -> np.ndarray:
+    """Teacher-forced logits, compiled once per configuration and structure of the arguments. weights: `params(config)`
+    unless given."""
+    weights = params(config) if weights is None else weights
+    return np.asarray(_teacher_forced(config)(weights, encoder, decoder, conditioning, *segments))
 
 
 def everything(config: t5.T5Config, groups: int, seed: int = 0, positions: bool = True) -> Conditioning:
-    """Conditioning of every kind at every place, random, per group, partly masked. positions: also what adds or replaces
-    positions (prompts, slots, memory). Parallel adapters and added layer prompts in the encoder, series and replacing in
-    the decoder."""
+    """Conditioning of every kind at every place, random, per group, partly masked.
+
+    positions: also what adds or replaces positions (prompts, slots, memory). In the encoder adapters are parallel and
+    layer prompts added; in the decoder, series and replacing.
+    """
     rng = np.random.default_rng(seed)
     D, F, H, K = config.emb_dim, config.mlp_dim, config.num_heads, config.head_dim
 
@@ -90,7 +114,9 @@ def everything(config: t5.T5Config, groups: int, seed: int = 0, positions: bool 
         outs = {name: out for name, (_, out) in sizes.items()}
         scaled = {**outs, "hidden": hidden} if hidden else outs
         return Sublayer(
-            prefix=Prefix(draw(L, groups, prefix, H, K), draw(L, groups, prefix, H, K), mask(L, groups, prefix)) if prefix else None,
+            prefix=Prefix(draw(L, groups, prefix, H, K), draw(L, groups, prefix, H, K), mask(L, groups, prefix))
+            if prefix
+            else None,
             adapter=Adapter(
                 down=draw(L, groups, D, 3),
                 up=draw(L, groups, 3, D),

@@ -12,8 +12,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     config.load(args.gin_file, args.gin_bindings)
     from zeroprompt_jax import experiment
+    from zeroprompt_jax.training import partitioning
 
     settings = config.make("Experiment")
+    rows = settings.train.batch_size // settings.train.accumulate
+    partitioning.split_cpu(settings.mesh, rows, settings.evaluate.batch_size)
     title = " ".join(["zeroprompt train", *(f"--gin_file={name}" for name in args.gin_file)])
     experiment.train(settings, config.resolved(), f"{title} ({settings.train.steps:,} steps)")
     return 0

@@ -59,9 +59,9 @@ class Data:
                 raise UserError(f"The feature lengths {dict(self.feature_lengths)} lack '{name}'.")
         return Features(**self.feature_lengths, instruction_limit=self.instruction_limit)
 
-    def register(self) -> None:
-        """Imports or calls the task modules."""
-        for module in self.modules:
+    def register(self, more: Sequence[str] = ()) -> None:
+        """Imports or calls the task modules, and `more` of them."""
+        for module in (*self.modules, *more):
             if callable(module):
                 module()
                 continue

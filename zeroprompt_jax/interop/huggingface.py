@@ -1,7 +1,7 @@
 """Hugging Face T5, T5 1.1, mT5 and ByT5: names, layouts and configurations. Plain trees in, plain trees out.
 
-Nothing here needs torch: a state dict is a mapping from names to numpy arrays, as `safetensors.numpy.load_file` reads it
-or `{name: tensor.numpy() for name, tensor in model.state_dict().items()}` makes it.
+Nothing here needs torch: a state dict is a mapping from names to numpy arrays, as `safetensors.numpy.load_file` reads
+it or `{name: tensor.numpy() for name, tensor in model.state_dict().items()}` makes it.
 """
 
 import dataclasses
@@ -32,7 +32,16 @@ _SUBLAYERS = {
         "pre_mlp_layer_norm": "layer.2.layer_norm",
     },
 }
-_PROJECTIONS = {"query": "q", "key": "k", "value": "v", "out": "o", "wi": "wi", "wi_0": "wi_0", "wi_1": "wi_1", "wo": "wo"}
+_PROJECTIONS = {
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "out": "o",
+    "wi": "wi",
+    "wi_0": "wi_0",
+    "wi_1": "wi_1",
+    "wo": "wo",
+}
 _OUTSIDE = {
     "token_embedder/embedding": "shared.weight",
     "encoder/relpos_bias/rel_embedding": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
@@ -105,7 +114,9 @@ def t5_from_huggingface(state_dict: Mapping[str, np.ndarray], config: T5Config) 
     _compare("Hugging Face state dict", {name: np.shape(tensor) for name, tensor in renamed.items()}, shapes)
     for name in aliases[1:]:
         if not np.array_equal(state_dict[name], renamed["shared.weight"]):
-            raise UserError(f"Hugging Face tensor {name} differs from {aliases[0]}, which this configuration shares with it.")
+            raise UserError(
+                f"Hugging Face tensor {name} differs from {aliases[0]}, which this configuration shares with it."
+            )
     flat = {}
     for path, name, _, turned in names:
         tensor = np.asarray(renamed[name], np.float32)
@@ -135,7 +146,7 @@ def _aliases(config: T5Config) -> tuple[str, ...]:
 
 
 def _names(config: T5Config) -> Iterator[tuple[str, str, tuple[int, ...], bool]]:
-    """Yields (our unscanned path, Hugging Face name, our shape, whether the matrix is transposed) of every parameter."""
+    """Yields (our unscanned path, Hugging Face name, our shape, whether the matrix is turned) of every parameter."""
     # Scanned: one traced layer per stack, however deep the model is.
     scanned = dataclasses.replace(config, scan_layers=True)
     tree = jax.eval_shape(lambda: t5.init(scanned, jax.random.key(0)))

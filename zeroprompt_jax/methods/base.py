@@ -22,6 +22,7 @@ class Method:
     """
 
     trainable = ()
+    per_task = False  # whether it keeps parameters per task, and so reads `task_ids`
 
     def init(self, rng: Array, config: T5Config) -> dict[str, Any]:
         """The method's own parameters, float32."""

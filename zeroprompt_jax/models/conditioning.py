@@ -197,7 +197,7 @@ def check(conditioning: Conditioning, config: Any, side: str, rows: int, packed:
             shown = ", ".join(str(w) for w in want)
             raise UserError(f"Conditioning {path} has shape {tuple(x.shape)}; this backbone needs [{shown}].")
         groups = x.shape[want.index("G")]
-        if rows % groups:
+        if not groups or rows % groups:
             raise UserError(f"Conditioning {path} has {groups} groups, which do not divide {rows} rows.")
         if packed and groups != 1:
             raise UserError(f"Packed batches cannot take conditioning of their own: {path} has {groups} groups, not 1.")
@@ -256,11 +256,10 @@ def check(conditioning: Conditioning, config: Any, side: str, rows: int, packed:
     if packed and conditioning.memory is not None:
         raise UserError("Packed batches cannot take memory: it would be read by every segment of a row.")
     leaf("memory", conditioning.memory, ("G", "M", D))
-    if conditioning.memory is not None:
-        leaf("memory_mask", conditioning.memory_mask, ("G", conditioning.memory.shape[1]))
+    leaf("memory_mask", conditioning.memory_mask, ("G", 0 if conditioning.memory is None else conditioning.memory.shape[1]))
 
 
 def describe(conditioning: Conditioning) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yields the path and shape of every leaf that is set."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(conditioning):
-        yield jax.tree_util.keystr(path).lstrip("."), tuple(leaf.shape)
+        yield jax.tree_util.keystr(path, simple=True, separator="."), tuple(leaf.shape)

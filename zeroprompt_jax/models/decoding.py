@@ -106,11 +106,10 @@ class Scores(NamedTuple):
 
 def encoded(backbone: Backbone, encoder: Array | Encoded, conditioning: Conditioning) -> Encoded:
     """The encoder's output of tokens [E, T], or what was encoded before; conditioning checked against its E rows."""
-    if not isinstance(encoder, Encoded):
-        encoder = backbone.encode(encoder, conditioning)
+    given = isinstance(encoder, Encoded)
     # Groups finer than encoder rows would be read by single beams or options.
-    check(conditioning, backbone.config, "decoder", encoder.hidden.shape[0])
-    return encoder
+    check(conditioning, backbone.config, "decoder", (encoder.hidden if given else encoder).shape[0])
+    return encoder if given else backbone.encode(encoder, conditioning)
 
 
 def generate(
@@ -145,14 +144,14 @@ def generate(
     most = math.inf if isinstance(strategy, Sample) else getattr(strategy, "size", 1)
     if not 1 <= samples <= most:
         raise UserError(f"{strategy} gives between 1 and {most} answers per row, not {samples}.")
+    if isinstance(strategy, Sample) and rng is None:
+        raise UserError("Sample needs rng, a jax.random key.")
     source = encoded(backbone, encoder, conditioning)
     if isinstance(strategy, Beam) and strategy.size > 1:
         tokens, scores = _beams(backbone, source, conditioning, strategy, max_length, eos_id)
         return Decoded(tokens[:, :samples], scores[:, :samples])
     keys = None
     if isinstance(strategy, Sample):
-        if rng is None:
-            raise UserError("Sample needs rng, a jax.random key.")
         keys = _row_keys(rng, source.hidden.shape[0], samples)
     tokens, scores = _one_by_one(backbone, source, conditioning, strategy, max_length, eos_id, samples, keys)
     if isinstance(strategy, Beam):

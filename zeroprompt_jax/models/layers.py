@@ -72,7 +72,7 @@ class RelativePositionBias(nn.Module):
         table_HN = self.param("rel_embedding", init, (self.num_heads, self.num_buckets), jnp.float32)
         distance = key_positions[:, None, :] - query_positions[:, :, None]
         buckets = relative_buckets(distance, self.bidirectional, self.num_buckets, self.max_distance)
-        return jnp.moveaxis(table_HN[:, buckets], 0, 1)
+        return jnp.moveaxis(jnp.take(table_HN, buckets, axis=1), 0, 1)
 
 
 class Keys(NamedTuple):

@@ -30,9 +30,12 @@ def sequence(stack: Stack, token_valid_BT: Array, segments_BT: Array | None = No
     positions = jnp.arange(P + T, dtype=jnp.int32)[None]
     prompt_valid = jnp.ones((rows, P), bool)
     if stack.prompt_mask is not None:
-        prompt_valid = jnp.broadcast_to(to_rows(stack.prompt_mask.astype(bool), rows), (rows, P))
-        counted = jnp.cumsum(prompt_valid, axis=1, dtype=jnp.int32)
-        positions = jnp.concatenate([jnp.maximum(counted - 1, 0), counted[:, -1:] + jnp.arange(T, dtype=jnp.int32)], axis=1)
+        mask = to_rows(stack.prompt_mask.astype(bool), rows)
+        counted = jnp.cumsum(mask, axis=1, dtype=jnp.int32)
+        after = mask.sum(axis=1, keepdims=True, dtype=jnp.int32) + jnp.arange(T, dtype=jnp.int32)
+        # One row while the mask is shared: the position bias, [rows, H, N, N], is then shared too.
+        positions = jnp.concatenate([jnp.maximum(counted - 1, 0), after], axis=1)
+        prompt_valid = jnp.broadcast_to(mask, (rows, P))
     # Packing admits no prompt (conditioning.check), so segments need no extension.
     return Sequence(jnp.concatenate([prompt_valid, token_valid_BT], axis=1), positions, segments_BT)
 

@@ -237,8 +237,8 @@ class Decoder(nn.Module):
         x = Dropout(c.dropout_rate)(RMSNorm(dtype, name="decoder_norm")(x[:, prompt_length:]))
         if c.logits_via_embedding:
             # Tied embeddings have unit variance, so T5 scales the logits back.
-            scaled = embedding_VD.astype(dtype) / math.sqrt(c.emb_dim)
-            logits = jnp.einsum("btd,vd->btv", x, scaled, preferred_element_type=jnp.float32)
+            x = x / math.sqrt(c.emb_dim)
+            logits = jnp.einsum("btd,vd->btv", x, embedding_VD.astype(dtype), preferred_element_type=jnp.float32)
         else:
             logits = Dense(c.vocab_size, jnp.float32, name="logits_dense")(x)
         return nn.with_logical_constraint(logits, ("batch", "length", "vocab")), hidden, cache
@@ -307,7 +307,9 @@ class T5(nn.Module):
             index = start + jnp.arange(x.shape[1])
             here = to_rows(stack.slot_positions, rows)[:, None, :] == index[None, :, None]
             slots = jnp.broadcast_to(to_rows(stack.slots, rows), (rows, *stack.slots.shape[1:])).astype(x.dtype)
-            put = jnp.einsum("bts,bsd->btd", jnp.broadcast_to(here, (rows, *here.shape[1:])).astype(x.dtype), slots)
+            chosen = jnp.broadcast_to(here, (rows, *here.shape[1:])).astype(x.dtype)
+            # A product with one-hot rows is a copy only at full precision, which accelerators do not use unasked.
+            put = jnp.einsum("bts,bsd->btd", chosen, slots, precision="highest")
             x = jnp.where(here.any(-1, keepdims=True), put, x)
         if prompt and stack.prompt_length:
             P = stack.prompt_length
@@ -373,6 +375,8 @@ class T5(nn.Module):
         rows, s = tokens.shape
         if rows % encoded.hidden.shape[0]:
             raise UserError(f"{rows} decoder rows cannot share {encoded.hidden.shape[0]} encoder rows: it does not divide.")
+        if (segments is None) != (encoded.segments is None):
+            raise UserError("Packed batches need segments on both sides: encoder_segments and decoder_segments.")
         check(conditioning, self.config, "decoder", rows, packed=segments is not None)
         stack = conditioning.decoder
         begins = cache is None or not cache.cross
@@ -383,7 +387,7 @@ class T5(nn.Module):
 
         cross_mask = to_rows(masks.attention_mask(masks.Sequence(encoded.mask, None, None)), rows)
         if segments is not None:
-            cross_mask = cross_mask & (segments[:, None, :, None] == encoded.segments[:, None, None, :])
+            cross_mask = cross_mask & (segments[:, None, :, None] == to_rows(encoded.segments, rows)[:, None, None, :])
         inputs, cross_masks = (encoded.hidden,), (cross_mask,)
         if conditioning.memory is not None:
             mask = conditioning.memory_mask

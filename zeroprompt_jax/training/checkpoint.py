@@ -59,7 +59,8 @@ class Checkpointer:
             action()
         except Exception as e:
             cause = _cause(e)
-            if not isinstance(cause, OSError) and "No space left" not in str(e) and "RESOURCE_EXHAUSTED" not in str(e):
+            # TensorStore tells a full disk or quota by a ValueError that quotes the operating system.
+            if not isinstance(cause, OSError) and not re.search("os_error_code|RESOURCE_EXHAUSTED", str(e)):
                 raise
             kept = self._manager.latest_step() if step is None else max(
                 (s for s in self._manager.all_steps() if s != step), default=None
@@ -73,7 +74,9 @@ class Checkpointer:
         if step not in self._manager.all_steps():
             have = ", ".join(map(str, sorted(self._manager.all_steps()))) or "none"
             raise UserError(f"There is no checkpoint of step {step} in {self.directory}; there is {have}.")
-        compare(saved_shapes(self.directory / str(step)), abstract.params, str(self.directory / str(step)))
+        where = self.directory / str(step)
+        compare(saved_shapes(where), abstract.params, str(where))
+        compare(saved_shapes(where, "opt_state"), ocp.tree.to_flat_dict(abstract.opt_state, sep="/"), str(where))
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=args)
         return restored.state, dict(restored.record)
@@ -95,17 +98,17 @@ def find(path: str) -> epath.Path:
     for candidate in (root, root / "checkpoints"):
         if (candidate / "state").exists():
             return candidate
-        steps = [p for p in candidate.iterdir() if p.name.isdigit()] if candidate.exists() else []
+        steps = [p for p in candidate.iterdir() if p.name.isdigit()] if candidate.is_dir() else []
         if steps:
             return max(steps, key=lambda p: int(p.name))
-    names = [p.name for p in root.parent.iterdir()] if root.parent.exists() else []
+    names = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
     raise UserError(f"No checkpoint at '{path}'.{nearest(root.name, names)}")
 
 
-def saved_shapes(step_dir: epath.Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters in a step directory, by path, without reading them."""
-    metadata = ocp.StandardCheckpointer().metadata(step_dir / "state")
-    return {path: tuple(leaf.shape) for path, leaf in metadata.item_metadata.tree["params"].items()}
+def saved_shapes(step_dir: epath.Path, part: str = "params") -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters, or of another part of the state, in a step directory, by path, without reading them."""
+    tree = ocp.StandardCheckpointer().metadata(step_dir / "state").item_metadata.tree[part]
+    return {path: tuple(leaf.shape) for path, leaf in ocp.tree.to_flat_dict(tree, sep="/").items()}
 
 
 def compare(saved: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Any], where: str, subset: bool = False) -> None:

@@ -59,8 +59,9 @@ class Train:
 class Metrics:
     """metrics.jsonl and the same numbers as TensorBoard files (tensorboardX: clu's writer imports TensorFlow).
 
-    Opening at a step drops what a killed run wrote beyond it: the resumed run writes those lines again. Every number but
-    the times (`seconds`, `examples_per_second`) is then what an uninterrupted run would have written.
+    Opening at a step drops what a killed run wrote beyond it, its final evaluation included: the resumed run writes those
+    lines again. Every number but the times (`seconds`, `examples_per_second`) is then what an uninterrupted run would
+    have written.
     """
 
     def __init__(self, model_dir: str, step: int):
@@ -76,7 +77,9 @@ class Metrics:
         kept = []
         for line in self._file.read_text().splitlines() if self._file.exists() else []:
             try:
-                if json.loads(line)["step"] <= step:
+                values = json.loads(line)
+                # Nothing is behind a run at step 0: it writes its first evaluation again.
+                if values["step"] < step or (values["step"] == step > 0 and not values.get("final")):
                     kept.append(line + "\n")
             except (json.JSONDecodeError, KeyError):
                 break  # half a line, written when the run was killed
@@ -198,9 +201,11 @@ def fit(
         if not (np.isfinite(values["loss"]) and np.isfinite(values["grad_norm"])):
             names = sorted(set(tasks_of(step - 1)))
             shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+            saved = checkpointer.latest()
             raise Diverged(
                 f"Training diverged at step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; "
-                f"its batch held {shown or 'unnamed tasks'}. The last checkpoint is of step {checkpointer.latest()}."
+                f"its batch held {shown or 'unnamed tasks'}. "
+                + ("No checkpoint was saved." if saved is None else f"The last checkpoint is of step {saved}.")
             )
         window.add(values)
         rate = window.fresh * settings.batch_size / max(time.monotonic() - window.started, 1e-9)

@@ -82,12 +82,15 @@ class Optimizer:
             )
             # A scanned stack must train as its layers would one by one: Adafactor's factors, clipping and parameter
             # scale are statistics of a whole leaf, so each layer's slice gets its own.
-            tx = optax.partition({"layers": over_leading_axis(adafactor), "rest": adafactor}, _scanned)
+            each = over_leading_axis(adafactor)
+            tx = optax.partition({"encoder": each, "decoder": each, "rest": adafactor}, _stacks)
         return tx if self.clip_norm is None else optax.chain(optax.clip_by_global_norm(self.clip_norm), tx)
 
 
-def _scanned(params: dict[str, jax.Array]) -> dict[str, str]:
-    return {path: "layers" if re.search(r"/layers/", path) else "rest" for path in params}
+def _stacks(params: dict[str, jax.Array]) -> dict[str, str]:
+    """Which stack's scanned layers a parameter belongs to: stacks may differ in their number of layers."""
+    found = {path: re.search(r"(encoder|decoder)/layers/", path) for path in params}
+    return {path: match[1] if match else "rest" for path, match in found.items()}
 
 
 def over_leading_axis(tx: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,6 +46,11 @@ class Mesh:
     fsdp: int = 1
     model: int = 1
 
+    def __post_init__(self):
+        for name in MESH_AXES:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"Mesh.{name} is {getattr(self, name)}; it must be at least 1.")
+
     def build(self, devices: list | None = None) -> jax.sharding.Mesh:
         """The device mesh, with Auto axes: Flax's logical constraints are hints to XLA, not assertions."""
         devices = jax.devices() if devices is None else devices
@@ -57,6 +63,19 @@ class Mesh:
             )
         shape = (data, self.fsdp, self.model)
         return jax.make_mesh(shape, MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * len(shape))
+
+
+def split_cpu(mesh: Mesh, *batch_sizes: int) -> None:
+    """Makes JAX see a CPU as several devices, one a core as far as the batches divide: on small models data parallelism
+    over cores trains much faster than one device that spreads each product over them. Accelerators are untouched.
+    Must run before JAX is first used; does nothing where the user has set the number of CPU devices."""
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or jax.config.jax_num_cpu_devices > 0:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    rest = mesh.fsdp * mesh.model
+    fits = (n for n in range(max(cores // rest, 1), 1, -1) if not any(size % (n * mesh.fsdp) for size in batch_sizes))
+    wanted = mesh.data or next(fits, 1)
+    jax.config.update("jax_num_cpu_devices", wanted * rest)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,379 @@
+"""The whole path on toy tasks: train, report, resume, kill, evaluate, infer."""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+
+from zeroprompt_jax import config, experiment
+from zeroprompt_jax.cli import main as cli
+from zeroprompt_jax.methods.prompt import Prompt
+from zeroprompt_jax.training import checkpoint
+from zeroprompt_jax.training.checkpoint import Checkpointer
+
+# No task is learned here: there are as few and as short examples as the path allows.
+TASKS = '''
+"""Toy tasks: naming the parity or the last digit of a number."""
+
+from zeroprompt_jax.data import cards
+
+def add(name, type, pool, last, options):
+    def examples(split):
+        for i in range(20 if split == "train" else 6):
+            number = 7 * i + (split == "test") + 100
+            yield {"input": str(number), "target": last(number)}
+
+    wordings = (f"{name}:", f"say {name}:")
+    card = cards.TaskCard(name, type, wordings, pool=pool, options=options)
+    cards.register(card, cards.Source(examples, "1"))
+
+parity = lambda number: "even" if number % 2 == 0 else "odd"
+add("toy_parity", "parity", "train", parity, ("even", "odd"))
+add("toy_last", "digit", "train", lambda number: str(number % 10), ())
+add("toy_first", "digit", "held_out_task", lambda number: str(number)[0], ())
+add("toy_odd", "truth", "held_out_type", lambda number: str(number % 2 == 1), ("True", "False"))
+cards.register_mixture("toy_train", ["toy_parity", "toy_last"])
+'''
+CONFIG = """
+MODEL_DIR = %gin.REQUIRED
+TRAIN_STEPS = 40
+Experiment.data = @Data()
+Experiment.train = @Train()
+Experiment.model = @T5Config()
+Experiment.method = @methods.Full()
+Experiment.optimizer = @Optimizer()
+Experiment.evaluate = @Evaluate()
+Experiment.mesh = @Mesh()
+Mesh.data = 1
+Data.mixture = "toy_train"
+Data.modules = ["zeroprompt_toy_tasks"]
+Data.feature_lengths = {"inputs": 24, "targets": 6}
+Data.vocabulary = "bytes"
+Data.evaluation = {"unseen_tasks": "toy_first", "unseen_types": "toy_odd"}
+Train.model_dir = %MODEL_DIR
+Train.steps = %TRAIN_STEPS
+Train.batch_size = 4
+Train.log_every = 3
+Train.save_every = 5
+Train.eval_every = 20
+T5Config.vocab_size = 384
+T5Config.emb_dim = 16
+T5Config.num_heads = 2
+T5Config.head_dim = 8
+T5Config.mlp_dim = 32
+T5Config.num_encoder_layers = 1
+T5Config.num_decoder_layers = 1
+T5Config.logits_via_embedding = True
+T5Config.dropout_rate = 0.1
+T5Config.dtype = "float32"
+T5Config.scan_layers = False
+Optimizer.name = "adamw"
+Optimizer.schedule = @Schedule()
+Schedule.peak = 0.01
+Schedule.kind = "linear"
+"""
+FILES = ("config.gin", "metrics.jsonl", "table.txt", "results.json", "results.png", "predictions.jsonl")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A user's folder with a task module and a config, and the working directory of these tests."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "zeroprompt_toy_tasks.py").write_text(textwrap.dedent(TASKS))
+    (folder / "toy.gin").write_text(CONFIG)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        yield folder
+
+
+def arguments(model_dir, *more):
+    return ["train", "--gin_file=toy.gin", f"--gin.MODEL_DIR={model_dir}", *more]
+
+
+@pytest.fixture(scope="module")
+def run(home):
+    """A finished run, and what its command printed."""
+    done = subprocess.run([*COMMAND, *arguments("whole")], capture_output=True, text=True, cwd=home)
+    assert done.returncode == 0, done.stderr
+    return home / "whole", done
+
+
+COMMAND = (sys.executable, "-m", "zeroprompt_jax.cli.main")
+
+
+def metrics(folder):
+    """metrics.jsonl without the times."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "examples_per_second")} for line in lines]
+
+
+def results(folder):
+    return {k: v for k, v in json.loads((folder / "results.json").read_text()).items() if k != "minutes"}
+
+
+def settings(model_dir, *bindings):
+    config.load(["toy.gin"], [f"MODEL_DIR = '{model_dir}'", *bindings])
+    return config.make("Experiment")
+
+
+def saved(folder):
+    """The newest checkpoint's parameters on the host, by path."""
+    abstract = experiment.build_model(settings(folder)).params
+    return {k: np.asarray(v) for k, v in checkpoint.load_params(str(folder), abstract).items()}
+
+
+def mistake(capsys, *argv) -> str:
+    """What a command that fails prints: one sentence."""
+    capsys.readouterr()
+    assert cli.main([str(a) for a in argv]) == 2
+    printed = capsys.readouterr()
+    last = printed.err.strip().split("\n")[-1]
+    assert last.startswith("zeroprompt: error: ") and "Traceback" not in printed.err
+    return last.removeprefix("zeroprompt: error: ")
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(a[k].tobytes() == b[k].tobytes() for k in a)
+
+
+def test_a_run_leaves_everything(run):
+    folder, done = run
+    assert all((folder / name).stat().st_size for name in FILES)
+    assert (folder / "results.png").read_bytes()[:4] == b"\x89PNG"
+    assert list((folder / "tensorboard").iterdir())
+    assert (folder / "table.txt").read_text() in done.stdout and "toy_" not in done.stdout
+    found = json.loads((folder / "results.json").read_text())
+    for group in ("unseen_tasks", "unseen_types"):
+        assert {"score", "baseline", "tasks", "shuffled"} <= found[group].keys() and found[group]["tasks"] == 1
+    assert found["seeds"] == [0] and found["train_tasks"] == 2 and found["minutes"] >= 0 and found["steps"] == 40
+    assert len((folder / "predictions.jsonl").read_text().splitlines()) == 12
+    written = metrics(folder)
+    assert [line["step"] for line in written if "loss" in line] == [*range(3, 40, 3), 40]
+    assert [line["step"] for line in written if "unseen_tasks/score" in line] == [0, 20, 40]
+    assert written[-1]["final"] and "final" not in written[-2]
+    assert [line["loss"] for line in written if "loss" in line][-1] < written[1]["loss"]
+    assert "Traceback" not in done.stderr and "Warning" not in done.stderr
+
+
+def test_the_resolved_config_repeats_the_run(run):
+    config.load([str(run[0] / "config.gin")])
+    assert config.make("Experiment") == settings("whole")
+
+
+def test_the_same_command_reports_without_training(run, capsys, monkeypatch):
+    folder, done = run
+    before = {name: (folder / name).read_bytes() for name in FILES}
+    monkeypatch.setattr(experiment, "build_model", None)  # nothing is built
+    assert cli.main(arguments("whole")) == 0
+    printed = capsys.readouterr().out
+    assert (folder / "table.txt").read_text() in printed and "finished before; nothing was trained" in printed
+    assert {name: (folder / name).read_bytes() for name in FILES} == before
+
+
+@pytest.mark.parametrize(
+    "change, name", [("Schedule.peak=0.02", "Schedule.peak"), ("Train.seed=1", "Train.seed"), ("T5Config.emb_dim=8", "T5Config.emb_dim")]
+)
+def test_another_experiment_is_refused(run, capsys, change, name):
+    before = (run[0] / "config.gin").read_bytes()
+    sentence = mistake(capsys, *arguments("whole", f"--gin.{change}"))
+    assert f"holds a run with {name} = " in sentence and change.split("=")[1] in sentence
+    assert (run[0] / "config.gin").read_bytes() == before
+
+
+def test_killed_before_the_report_it_evaluates_again(run, home, capsys):
+    shutil.copytree(run[0], home / "unreported")
+    (home / "unreported" / "results.json").unlink()
+    assert cli.main(arguments("unreported")) == 0
+    assert metrics(home / "unreported") == metrics(run[0]) and results(home / "unreported") == results(run[0])
+    assert (home / "unreported" / "table.txt").read_text() == (run[0] / "table.txt").read_text()
+    assert "Resuming unreported at step 40 of 40" in capsys.readouterr().err
+
+
+def test_a_longer_run_continues_and_a_shorter_one_is_refused(run, home, capsys):
+    shutil.copytree(run[0], home / "longer")
+    assert cli.main(arguments("longer", "--gin.TRAIN_STEPS=42")) == 0
+    assert results(home / "longer")["steps"] == 42 and checkpoint.find("longer").name == "42"
+    assert "Resuming longer at step 40 of 42" in capsys.readouterr().err
+    (home / "longer" / "results.json").unlink()
+    assert "step 42" in mistake(capsys, *arguments("longer", "--gin.TRAIN_STEPS=41"))
+
+
+def killed(home, name, when):
+    """Starts the run, kills it -9 when `when(seconds, checkpoints folder)` says so. Whether it was still running."""
+    began = time.monotonic()
+    with (home / "killed.log").open("w") as log:
+        process = subprocess.Popen([*COMMAND, *arguments(name)], cwd=home, stdout=log, stderr=log)
+    while process.poll() is None:
+        if when(time.monotonic() - began, home / name / "checkpoints"):
+            os.kill(process.pid, signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    process.wait()
+    assert process.returncode in (0, -signal.SIGKILL), (home / "killed.log").read_text()
+    return process.returncode != 0
+
+
+def saving(step):
+    """While the checkpoint of `step` or a later one is being written."""
+
+    def when(seconds, folder):
+        names = os.listdir(folder) if folder.exists() else []
+        return any("tmp" in name and int(name.split(".")[0]) >= step for name in names)
+
+    return when
+
+
+def finish_and_compare(home, name, whole):
+    done = subprocess.run([*COMMAND, *arguments(name)], capture_output=True, text=True, cwd=home)
+    assert done.returncode == 0, done.stderr
+    assert same(saved(name), saved(whole))
+    assert metrics(home / name) == metrics(whole) and results(home / name) == results(whole)
+
+
+def test_killed_during_a_save_it_resumes_as_if_never_killed(run, home):
+    assert killed(home, "killed", saving(10))
+    assert not (home / "killed" / "results.json").exists()
+    finish_and_compare(home, "killed", run[0])
+    other = {k: v + 1e-7 for k, v in saved("killed").items()}
+    assert not same(other, saved(run[0]))
+
+
+@pytest.mark.slow
+def test_killed_five_times_it_resumes_as_if_never_killed(run, home):
+    draw = random.Random(0)
+    moments = [lambda s, folder: s > 1.0]  # while it imports
+    for step in (5, 15, 25):
+        moments.append(saving(step))
+    pause = 3 + 4 * draw.random()
+    moments.append(lambda s, folder: s > pause)
+    for number, when in enumerate(moments):
+        print(f"kill {number}: {killed(home, 'often', when)}")
+    finish_and_compare(home, "often", run[0])
+
+
+def test_eval_scores_a_run(run, home, capsys):
+    assert cli.main(["eval", "--model_dir=whole"]) == 0
+    printed = capsys.readouterr().out
+    found, wanted = (json.loads((folder / "results.json").read_text()) for folder in (run[0] / "eval", run[0]))
+    assert (run[0] / "eval" / "table.txt").read_text() in printed
+    assert found["unseen_tasks"] == wanted["unseen_tasks"] and found["unseen_types"] == wanted["unseen_types"]
+    assert cli.main(["eval", "--model_dir=whole", "--mixture=toy_train", "--split=train", "--output=scores"]) == 0
+    assert json.loads((home / "scores" / "results.json").read_text())["toy_train"]["examples"] == 40
+
+
+def test_a_run_can_be_moved(run, home, monkeypatch, capsys):
+    (home / "elsewhere").mkdir()
+    shutil.copytree(run[0], home / "elsewhere" / "moved")
+    monkeypatch.chdir(home / "elsewhere")
+    assert cli.main(["eval", "--model_dir=moved", "--mixture=toy_first"]) == 0
+    assert (home / "elsewhere" / "moved" / "eval" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    "argv, sentence",
+    [
+        (["eval", "--model_dir=whol"], "'whol' is no run: it has no config.gin. Did you mean 'whole'?"),
+        (["infer", "--model_dir=whol", "--task=toy_odd", "--output=x"], "'whol' is no run"),
+        (["infer", "--model_dir=whole", "--output=x"], "zeroprompt infer needs --input FILE or --task NAME"),
+        (["infer", "--model_dir=whole", "--task=toy_od", "--output=x"], "Did you mean 'toy_odd'?"),
+        (["infer", "--model_dir=whole", "--task=toy_odd", "--split=tets", "--output=x"], "Did you mean 'test'?"),
+        (["eval", "--model_dir=whole", "--mixture=toy_fist"], "Did you mean 'toy_first'?"),
+        (["eval", "--model_dir=whole", "--split=tets"], "split 'tets'"),
+        (["eval", "--model_dir=whole", "--checkpoint=whole/checkpoints/4"], "No checkpoint at 'whole/checkpoints/4'"),
+        (["eval", "--model_dir=whole", "--module=toy_tasks_2"], "There is no task module 'toy_tasks_2'"),
+    ],
+)
+def test_mistakes_are_one_sentence(run, capsys, argv, sentence):
+    assert sentence in mistake(capsys, *argv)
+
+
+def test_infer_answers_files_and_tasks_alike(run, home, capsys):
+    rows = [{"input": str(7 * i + 101), "task": task} for task in ("toy_first", "toy_odd") for i in range(6)]
+    rows = [{**row, "options": ["True", "False"]} if row["task"] == "toy_odd" else row for row in rows]
+    (home / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (home / "a.tsv").write_text("input\ttask\toptions\n" + "".join(
+        "\t".join([row["input"], row["task"], "|".join(row.get("options", []))]) + "\n" for row in rows
+    ))
+    read = lambda name: [json.loads(line) for line in (home / name).read_text().splitlines()]
+    for name in ("jsonl", "tsv"):
+        assert cli.main(["infer", "--model_dir=whole", f"--input=a.{name}", f"--output=from_{name}.jsonl"]) == 0
+        assert f"12 rows answered; from_{name}.jsonl" in capsys.readouterr().out
+    found = read("from_jsonl.jsonl")
+    assert found == read("from_tsv.jsonl") and [f["input"] for f in found] == [row["input"] for row in rows]
+    for task, part in (("toy_first", found[:6]), ("toy_odd", found[6:])):
+        assert cli.main(["infer", "--model_dir=whole", f"--task={task}", f"--output={task}.jsonl"]) == 0
+        answers = read(f"{task}.jsonl")
+        assert [a["prediction"] for a in answers] == [p["prediction"] for p in part]
+        assert [a["score"] for a in answers] == pytest.approx([p["score"] for p in part], abs=1e-5)
+        assert answers[0]["references"] == ["1" if task == "toy_first" else "True"]
+    # The answers are those of the model that training evaluated, wordings aside: each option list has its scores.
+    assert all(f["score"] == max(f["scores"]) for f in found[6:])
+
+    whole = (home / "from_jsonl.jsonl").read_bytes()
+    (home / "from_jsonl.jsonl").write_bytes(whole[: len(whole) // 2])
+    assert cli.main(["infer", "--model_dir=whole", "--input=a.jsonl", "--output=from_jsonl.jsonl"]) == 0
+    again = read("from_jsonl.jsonl")
+    assert [a["prediction"] for a in again] == [f["prediction"] for f in found]
+    assert [a["score"] for a in again] == pytest.approx([f["score"] for f in found], abs=1e-5)
+    sentence = mistake(capsys, "infer", "--model_dir=whole", "--task=toy_first", "--output=toy_odd.jsonl")
+    assert "it answers another input" in sentence
+
+
+def test_the_initial_checkpoint_is_used(run, home):
+    trained = saved(run[0])
+    random_ = experiment.build_model(settings("new", "Train.seed = 5"))
+    assert not same({k: np.asarray(v) for k, v in random_.params.items()}, trained)
+    given = ["Train.seed = 5", "Train.initial_checkpoint_path = 'whole'"]
+    found = experiment.build_model(settings("new", *given))
+    assert same({k: np.asarray(v) for k, v in found.params.items()}, trained)
+    part = experiment.build_model(settings("new", *given, "Train.initial_checkpoint_regex = 'backbone/encoder/.*'"))
+    for name, value in part.params.items():
+        source = trained if name.startswith("backbone/encoder/") else random_.params
+        assert np.array_equal(value, source[name]), name
+    whole = dataclasses.replace(settings("new", *given, "Train.initial_checkpoint_regex = 'backbone/.*'"), method=Prompt(3))
+    prompted = experiment.build_model(whole)
+    assert list(prompted.params) == ["method/prompt"] and same({k: np.asarray(v) for k, v in prompted.frozen.items()}, trained)
+
+
+def test_a_trained_run_does_not_need_the_initial_checkpoint_any_more(run, home):
+    """What a run's own checkpoint brings is not read from elsewhere; what is frozen still is."""
+    gone = settings("whole", "Train.initial_checkpoint_path = 'gone'")
+    assert same({k: np.asarray(v) for k, v in experiment.restore(gone).params.items()}, saved(run[0]))
+    with pytest.raises(ValueError, match="No checkpoint at 'gone'"):
+        experiment.restore(dataclasses.replace(gone, method=Prompt(3)))
+
+
+def test_mistakes_in_a_new_run(run, home, capsys):
+    sentence = mistake(capsys, *arguments("bad_path", "--gin.Train.initial_checkpoint_path=whol"))
+    assert sentence == "No checkpoint at 'whol'. Did you mean 'whole'?"
+    sentence = mistake(capsys, *arguments("bad_size", "--gin.T5Config.vocab_size=300"))
+    assert sentence == "T5Config.vocab_size is 300, but the vocabulary 'bytes' has 384 pieces."
+    assert "Did you mean 'toy_train'?" in mistake(capsys, *arguments("bad_name", "--gin.Data.mixture=toy_trian"))
+    # A mistake is no run: the corrected command is not refused.
+    assert cli.main(arguments("bad_size", "--gin.TRAIN_STEPS=1", "--gin.Train.eval_every=None")) == 0
+
+
+def test_prompt_tuning_saves_a_prompt_and_leaves_the_backbone(run, home, capsys):
+    (home / "prompt.gin").write_text(
+        "include 'toy.gin'\nExperiment.method = @methods.Prompt()\nmethods.Prompt.length = 3\nData.evaluation = {}\n"
+        "Train.initial_checkpoint_path = 'whole'\nTrain.initial_checkpoint_regex = 'backbone/.*'\n"
+    )
+    assert cli.main(["train", "--gin_file=prompt.gin", "--gin.MODEL_DIR=prompted", "--gin.TRAIN_STEPS=2"]) == 0
+    assert "no evaluation is configured" in capsys.readouterr().out
+    config.load([str(home / "prompted" / "config.gin")])
+    model = experiment.restore(config.make("Experiment"))
+    assert same({k: np.asarray(v) for k, v in model.frozen.items()}, saved(run[0]))
+    assert list(checkpoint.saved_shapes(checkpoint.find("prompted"))) == ["method/prompt"]
+    start = experiment.build_model(config.make("Experiment")).params["method/prompt"]
+    assert not np.array_equal(start, model.params["method/prompt"])
+    Checkpointer(str(home / "prompted")).close()

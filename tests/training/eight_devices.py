@@ -1,0 +1,128 @@
+"""Runs in a process of its own with eight simulated devices, and prints what test_partitioning checks as JSON."""
+
+import json
+import sys
+import tempfile
+
+import jax
+import numpy as np
+import small_model
+
+from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.methods.full import Full
+from zeroprompt_jax.methods.prompt import Prompt
+from zeroprompt_jax.training import partitioning, state as states
+from zeroprompt_jax.training.checkpoint import Checkpointer
+from zeroprompt_jax.training.optimizer import Optimizer, Schedule
+from zeroprompt_jax.training.partitioning import Mesh
+from zeroprompt_jax.training.step import make_train_step
+
+CONFIG = small_model.config(scan_layers=True)
+FLAT = small_model.flat(CONFIG)
+BATCH = small_model.batch(rows=16)
+OPTIMIZERS = {"sgd": Optimizer("sgd", Schedule(0.1)), "adamw": Optimizer("adamw", Schedule(1e-2))}
+OPTIMIZERS["adafactor"] = Optimizer("adafactor", Schedule(1e-2))
+
+
+def begin(mesh, optimizer: str):
+    """The sharded state before training."""
+    tx = OPTIMIZERS[optimizer].build(5)
+    shardings = partitioning.param_shardings(FLAT, Full(), mesh)
+    create = lambda params: states.create(params, tx)
+    abstract = jax.eval_shape(create, FLAT)
+    placed = partitioning.state_shardings(abstract, shardings, mesh)
+    state = jax.jit(create, out_shardings=placed)(jax.device_put(FLAT, shardings))
+    return state, tx
+
+
+def train(sizes, optimizer: str, accumulate: int = 1):
+    """(losses, state) of five steps."""
+    mesh = Mesh(*sizes).build() if sizes else Mesh().build(jax.devices()[:1])
+    state, tx = begin(mesh, optimizer)
+    step = small_model.jit(make_train_step(CONFIG, Full(), tx, lambda step: 0.0, accumulate=accumulate), donate_argnums=0)
+    batch, losses = partitioning.put_batch(BATCH, partitioning.batch_sharding(mesh)), []
+    assert len({s.index for s in batch["task_ids"].addressable_shards}) == mesh.shape["data"] * mesh.shape["fsdp"]
+    with partitioning.activate(mesh):
+        for _ in range(5):
+            state, metrics = step(state, {}, batch)
+            losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+def shares(tree) -> dict[str, float]:
+    """Which part of every leaf lies on the first device."""
+    first = lambda leaf: leaf.addressable_shards[0].data.size / leaf.size
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): first(leaf) for path, leaf in leaves if leaf.ndim > 1}
+
+
+def mistake(action) -> str:
+    try:
+        action()
+    except UserError as e:
+        return str(e)
+    return "no error"
+
+
+def abstract(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+# (data, fsdp, model, optimizer, micro-batches)
+PLANS = {"main": [(4, 1, 2, "sgd", 1), (8, 1, 1, "sgd", 2), (2, 2, 2, "sgd", 1), (1, 1, 8, "sgd", 1), (2, 2, 2, "adamw", 1)]}
+PLANS["adafactor"] = [(4, 1, 2, "adafactor", 1), (2, 2, 2, "adafactor", 1)]
+plan = PLANS[sys.argv[1]]
+alone = {name: train(None, name) for name in dict.fromkeys(row[3] for row in plan)}
+report = {"devices": jax.device_count(), "runs": []}
+report["moved"] = min(small_model.worst(state.params, FLAT) for _, state in alone.values())
+kept = {}
+for *sizes, optimizer, accumulate in plan:
+    losses, state = train(sizes, optimizer, accumulate)
+    wanted_losses, wanted = alone[optimizer]
+    report["runs"].append(
+        {
+            "mesh": sizes,
+            "optimizer": optimizer,
+            "accumulate": accumulate,
+            "loss": float(np.max(np.abs(np.subtract(losses, wanted_losses)) / np.abs(wanted_losses))),
+            "params": small_model.worst(jax.device_get(state.params), jax.device_get(wanted.params)),
+            "shares": shares(state.params),
+            "optimizer_shares": shares(state.opt_state),
+        }
+    )
+    kept[*sizes, optimizer] = state
+
+optimizer = plan[-1][3]
+saved = kept[2, 2, 2, optimizer]
+report["restored"] = {}
+with tempfile.TemporaryDirectory() as folder:
+    checkpointer = Checkpointer(folder)
+    checkpointer.save(saved, {"seconds": 1.5})
+    checkpointer.close()
+    for name, mesh in {
+        "4x1x2": Mesh(4, 1, 2).build(),
+        "1x1x8": Mesh(1, 1, 8).build(),
+        "one": Mesh().build(jax.devices()[:1]),
+    }.items():
+        wanted = begin(mesh, optimizer)[0]
+        found, record = Checkpointer(folder).restore(abstract(wanted))
+        report["restored"][name] = {
+            "same": small_model.same_bits(found, saved) and record == {"seconds": 1.5},
+            "placed": all(jax.tree.leaves(jax.tree.map(lambda a, b: a.sharding == b.sharding, found, wanted))),
+            "before": small_model.same_bits(wanted, saved),
+        }
+
+odd = small_model.flat(small_model.config(mlp_dim=20))
+report["mistakes"] = {
+    "batch": mistake(lambda: partitioning.check_batch(Mesh(4, 2, 1).build(), 20)),
+    "batch fits": mistake(lambda: partitioning.check_batch(Mesh(4, 2, 1).build(), 24)),
+    "parameter": mistake(lambda: partitioning.param_shardings(odd, Full(), Mesh(1, 1, 8).build())),
+    "parameter fits": mistake(lambda: partitioning.param_shardings(odd, Full(), Mesh(2, 1, 4).build())),
+    "devices": mistake(Mesh(3, 1, 2).build),
+    "too many": mistake(Mesh(model=16).build),
+    "zero": mistake(lambda: Mesh(model=0).build()),
+}
+prompt = {"method/prompt": np.zeros((5, 16), np.float32)}
+shardings = partitioning.param_shardings(prompt, Prompt(5), Mesh(1, 4, 2).build())
+report["prompt whole"] = shardings["method/prompt"].is_fully_replicated
+json.dump(report, sys.stdout)

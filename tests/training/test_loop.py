@@ -1,0 +1,204 @@
+"""The loop: stopping and resuming is never stopping; divergence and failures are told."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_model
+
+from zeroprompt_jax.data import cache, cards
+from zeroprompt_jax.data.batches import Features, TrainStream
+from zeroprompt_jax.data.vocabulary import load_vocabulary
+from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.methods.full import Full
+from zeroprompt_jax.training import state as states
+from zeroprompt_jax.training.checkpoint import Checkpointer
+from zeroprompt_jax.training.loop import Diverged, Metrics, Prefetch, Train, fit
+from zeroprompt_jax.training.optimizer import Optimizer, Schedule
+from zeroprompt_jax.training.step import make_train_step
+
+CONFIG = small_model.config(vocab_size=384, dropout_rate=0.1)
+STEPS = 12
+TX = Optimizer("adamw", Schedule(3e-2, "linear", 2)).build(STEPS)
+TIMES = ("seconds", "examples_per_second")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    names = []
+    for task in range(3):
+        texts = [{"input": f"{task} {i * 7919 % 97}", "target": str(i % 10)} for i in range(20 + task)]
+        source = cards.Source(lambda split, texts=texts: texts, f"loop {task}")
+        names.append(cards.register(cards.TaskCard(f"loop_{task}", "loop", (f"Do {task}:", "Go:")), source).name)
+    return cache.build(tmp_path_factory.mktemp("loop") / "cache", names, load_vocabulary("bytes"), progress=False)
+
+
+@pytest.fixture(scope="module")
+def train_step():
+    rate = Schedule(3e-2, "linear", 2).build(STEPS)
+    return small_model.jit(make_train_step(CONFIG, Full(), TX, rate, seed=7), donate_argnums=0)
+
+
+@pytest.fixture
+def attempt(store, train_step):
+    """attempt(folder, make=…) runs what one process would: everything is opened anew. Returns the last state."""
+
+    def run(folder, make=None, steps=STEPS, **settings):
+        stream = TrainStream(store, dict.fromkeys(store.tasks, 1 / 3), Features(24, 4), 8, seed=3, window=2)
+        train = Train(str(folder), steps, 8, log_every=2, **{"save_every": 5, "eval_every": 4, **settings})
+        checkpointer = Checkpointer(str(folder), train.keep)
+        state, record = states.create(jax.device_put(small_model.flat(CONFIG)), TX), {}
+        if checkpointer.latest() is not None:
+            placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+            state, record = checkpointer.restore(placed)
+        metrics = Metrics(str(folder), int(state.step))
+        mean = lambda state: {"probe/mean": float(jnp.mean(state.params["backbone/token_embedder/embedding"]))}
+        try:
+            return fit(
+                train,
+                state,
+                {},
+                train_step,
+                (lambda n: stream.batch(n)) if make is None else (lambda n: make(n, stream.batch(n))),
+                checkpointer,
+                metrics,
+                record=record,
+                evaluate=mean,
+                tasks_of=lambda n: [task for task, *_ in stream.drawn(n)],
+                progress=False,
+            )[0]
+        finally:
+            metrics.close()
+            checkpointer.close()
+
+    return run
+
+
+def lines(folder):
+    """What metrics.jsonl holds, without the times."""
+    read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read]
+
+
+def stop_at(number):
+    def make(n, batch):
+        if n == number:
+            raise KeyboardInterrupt
+        return batch
+
+    return make
+
+
+@pytest.mark.parametrize("stops", [(7,), (2, 5, 11)])
+def test_stopped_and_resumed_is_never_stopped(attempt, tmp_path, stops):
+    whole = attempt(tmp_path / "whole")
+    for number in stops:
+        with pytest.raises(KeyboardInterrupt):
+            attempt(tmp_path / "parts", stop_at(number))
+    assert (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
+    parts = attempt(tmp_path / "parts")
+    assert small_model.same_bits(parts, whole) and int(whole.step) == STEPS
+    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+    steps = [line["step"] for line in lines(tmp_path / "whole") if "loss" in line]
+    assert steps == [2, 4, 6, 8, 10, 12]
+    assert [line["step"] for line in lines(tmp_path / "whole") if "probe/mean" in line] == [0, 4, 8]
+    # Another stream is another run: the comparison above can fail.
+    other = attempt(tmp_path / "other", lambda n, batch: {k: v[::-1] for k, v in batch.items()} if n == 3 else batch)
+    assert not small_model.same_bits(other.params, whole.params)
+
+
+def test_a_finished_run_is_left_as_it_is(attempt, tmp_path):
+    whole = attempt(tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    assert small_model.same_bits(attempt(tmp_path, stop_at(0)), whole)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("number, saved", [(7, 5), (9, 5), (2, None), (4, None)])
+def test_divergence_names_step_and_tasks_and_saves_nothing(attempt, tmp_path, number, saved):
+    poison = lambda n, batch: {**batch, "decoder_loss_weights": batch["decoder_loss_weights"] * np.float32("nan")}
+    with pytest.raises(Diverged) as caught:
+        attempt(tmp_path, lambda n, batch: poison(n, batch) if n >= number else batch)
+    sentence = str(caught.value)
+    assert f"Training diverged at step {number + 1}: loss nan" in sentence
+    assert "loop_0, loop_1, loop_2" in sentence
+    checkpointer = Checkpointer(str(tmp_path))
+    assert checkpointer.latest() == saved
+    assert f"The last checkpoint is of step {saved}." in sentence if saved else "No checkpoint was saved." in sentence
+    checkpointer.close()
+    assert all(np.isfinite(v) for line in lines(tmp_path) for v in line.values())
+    assert all(line["step"] <= number for line in lines(tmp_path))
+
+
+def test_an_exception_of_the_batch_maker_surfaces(attempt, tmp_path):
+    def make(n, batch):
+        if n == 3:
+            raise RuntimeError("no more data")
+        return batch
+
+    with pytest.raises(RuntimeError, match="no more data"):
+        attempt(tmp_path, make)
+
+
+def test_prefetch_makes_each_batch_once_and_stops():
+    made = []
+
+    def make(n):
+        made.append(n)
+        return n
+
+    feed = Prefetch(make, 5, 100, ahead=2)
+    assert [feed.next() for _ in range(4)] == [5, 6, 7, 8]
+    feed.close()
+    assert made == list(range(5, 5 + len(made))) and len(made) <= 4 + 2 + 1
+    assert not feed._thread.is_alive()
+
+
+@pytest.mark.parametrize("left", ['{"step": 3, "lo', '{"step": 3, "loss": 1.0}', "{}\n", '{"step": 9, "loss": 1.0}\n'])
+def test_lines_that_a_resumed_run_will_write_again_are_dropped(tmp_path, left):
+    whole = '{"step": 0, "a": 1}\n{"step": 2, "loss": 2.0}\n'
+    (tmp_path / "metrics.jsonl").write_text(whole + left)
+    Metrics(str(tmp_path), 2).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == whole
+
+
+def test_opening_keeps_the_past_of_its_step_only(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "a": 1}\n{"step": 2, "a": 1}\n{"step": 2, "a": 1, "final": true}\n')
+    Metrics(str(tmp_path), 2).close()
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
+        {"step": 0, "a": 1},
+        {"step": 2, "a": 1},
+    ]
+    Metrics(str(tmp_path), 0).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_metrics_go_to_tensorboard_too(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    metrics = Metrics(str(tmp_path), 0)
+    metrics.write(7, {"loss": 0.5, "note": "text"})
+    metrics.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data, found = file.read_bytes(), []
+    while data:  # length, its checksum, the event, its checksum
+        size = int.from_bytes(data[:8], "little")
+        event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
+        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+    assert found == [(7, "loss", 0.5)]
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 7, "loss": 0.5, "note": "text"}
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"steps": 0}, "Train.steps is 0; it must be at least 1."),
+        ({"save_every": 0}, "Train.save_every is 0; it must be at least 1."),
+        ({"accumulate": 3}, "Train.batch_size 64 does not divide into 3 micro-batches."),
+    ],
+)
+def test_settings_that_cannot_be_meant(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Train(**{"model_dir": "x", "steps": 10, **changes})

@@ -1,0 +1,143 @@
+"""Optimizers and schedules."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import small_model
+
+from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.models import t5
+from zeroprompt_jax.training import state as states
+from zeroprompt_jax.training.optimizer import OPTIMIZERS, Optimizer, Schedule, over_leading_axis
+
+
+def run(tx, params, gradients, steps: int = 5):
+    """Parameters after `steps` updates with gradients(step)."""
+
+    @small_model.jit
+    def update(gradient, state, params):
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = small_model.jit(tx.init)(params)
+    for step in range(steps):
+        params, state = update(gradients(step), state, params)
+    return jax.device_get(params)
+
+
+def noise(like, seed: int):
+    """Gradients whose slices along the first axis differ in size by orders of magnitude."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        sizes = 10.0 ** -np.arange(leaf.shape[0]).reshape(-1, *[1] * (leaf.ndim - 1))
+        return (rng.normal(size=leaf.shape) * sizes).astype(np.float32)
+
+    return jax.tree.map(draw, like)
+
+
+@pytest.mark.parametrize("inner", ["adafactor", "adamw", "clip"])
+def test_over_leading_axis_is_a_run_per_slice(inner):
+    tx = {
+        "adafactor": optax.adafactor(0.1, min_dim_size_to_factor=4),
+        "adamw": optax.adamw(0.1, weight_decay=0.1),
+        "clip": optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1)),
+    }[inner]
+    params = {"a": np.linspace(0.1, 2, 3 * 4 * 5, dtype=np.float32).reshape(3, 4, 5), "b": np.ones((3, 2), np.float32)}
+    gradients = lambda step: noise(params, step)
+    together = run(over_leading_axis(tx), params, gradients)
+    for i in range(3):
+        cut = lambda tree: jax.tree.map(lambda x: x[i], tree)
+        alone = run(tx, cut(params), lambda step: cut(gradients(step)))
+        assert small_model.worst(cut(together), alone) < 1e-6
+    if inner != "adamw":  # it works value by value; the others' statistics couple the slices
+        assert small_model.worst(run(tx, params, gradients), together) > 1e-3
+
+
+def test_over_leading_axis_of_nothing():
+    tx = over_leading_axis(optax.adafactor(0.1))
+    assert tx.update({}, tx.init({}), {})[0] == {}
+
+
+@pytest.mark.parametrize("layers", [(2, 2), (2, 3)])
+def test_adafactor_trains_scanned_layers_as_it_would_one_by_one(layers):
+    # Widths of 128 and more are where optax factors the second moments.
+    sizes = dict(emb_dim=128, mlp_dim=128, num_heads=2, head_dim=64, scan_layers=True)
+    config = small_model.config(**sizes, num_encoder_layers=layers[0], num_decoder_layers=layers[1])
+    shapes = states.flatten({"backbone": jax.eval_shape(lambda: t5.init(config, jax.random.key(0)))})
+    shapes = {path: leaf for path, leaf in shapes.items() if re.search("mlp|embedd|decoder_attention/out", path)}
+    scanned, gradients = noise(shapes, 99), [noise(shapes, seed) for seed in range(5)]
+    apart = lambda flat: states.flatten({"backbone": t5.unstack_layers(states.unflatten(flat)["backbone"])})
+    tx = Optimizer("adafactor", Schedule(0.1)).build(5)
+    together = run(tx, scanned, lambda step: gradients[step])
+    alone = run(tx, apart(scanned), lambda step: apart(gradients[step]))
+    assert len(alone) > len(together) and small_model.worst(alone, apart(together)) < 1e-6
+    if layers == (2, 2):
+        naive = run(optax.adafactor(lambda step: 0.1), scanned, lambda step: gradients[step])
+        assert small_model.worst(naive, together) > 1e-3
+
+
+def test_only_what_trains_needs_to_hold_layers():
+    prompt = {"method/prompt": np.ones((3, 4), np.float32)}
+    moved = run(Optimizer("adafactor", Schedule(0.1)).build(5), prompt, lambda step: noise(prompt, step))
+    assert not np.array_equal(moved["method/prompt"], prompt["method/prompt"])
+
+
+@pytest.mark.parametrize(
+    "schedule, values",
+    [
+        (Schedule(2.0), {0: 2, 50: 2, 99: 2}),
+        (Schedule(2.0, warmup_steps=10), {0: 0.2, 4: 1.0, 9: 2, 10: 2, 99: 2}),
+        (Schedule(2.0, "linear", 20), {0: 0.1, 19: 2, 20: 2, 60: 1, 99: 2 / 80, 100: 0, 120: 0}),
+        (Schedule(2.0, "linear"), {0: 2, 50: 1, 100: 0}),
+        (Schedule(2.0, "cosine", 20), {19: 2, 20: 2, 40: 1 + np.cos(np.pi / 4), 60: 1, 100: 0}),
+        (Schedule(2.0, "rsqrt", 25), {0: 0.08, 24: 2, 99: 1, 399: 0.5}),
+        (Schedule(2.0, "rsqrt"), {0: 2, 3: 1, 99: 0.2}),
+    ],
+)
+def test_schedules_at_key_steps(schedule, values):
+    rate = schedule.build(100)
+    for step, value in values.items():
+        assert float(rate(jnp.int32(step))) == pytest.approx(value, rel=1e-5, abs=1e-7), step
+
+
+def test_every_optimizer_follows_its_schedule():
+    params = {"backbone/w": np.ones(4, np.float32)}
+    for name in OPTIMIZERS:
+        still = run(Optimizer(name, Schedule(0.0)).build(5), params, lambda step: noise(params, step))
+        assert np.array_equal(still["backbone/w"], params["backbone/w"])
+    moved = run(Optimizer("sgd", Schedule(1.0, "linear")).build(2), params, lambda step: params, steps=2)
+    assert moved["backbone/w"] == pytest.approx(1 - 1 - 0.5)
+
+
+def test_weight_decay_and_momentum_of_sgd():
+    params = {"backbone/w": np.full(4, 2.0, np.float32)}
+    none = {"backbone/w": np.zeros(4, np.float32)}
+    decayed = run(Optimizer("sgd", Schedule(0.5), weight_decay=0.1).build(5), params, lambda step: none, steps=1)
+    assert decayed["backbone/w"] == pytest.approx(2 - 0.5 * 0.1 * 2)
+    one = {"backbone/w": np.ones(4, np.float32)}
+    pushed = run(Optimizer("sgd", Schedule(0.5), momentum=0.5).build(5), params, lambda step: one, steps=2)
+    assert pushed["backbone/w"] == pytest.approx(2 - 0.5 * (1 + 1.5))
+
+
+def test_clip_norm_is_of_the_whole_gradient():
+    params = {"a": np.zeros(2, np.float32), "b": np.zeros(1, np.float32)}
+    gradient = {"a": np.array([3, 0], np.float32), "b": np.array([4], np.float32)}
+    for clip, scale in ((1.0, 0.2), (10.0, 1.0), (None, 1.0)):
+        moved = run(Optimizer("sgd", Schedule(1.0), clip_norm=clip).build(1), params, lambda step: gradient, steps=1)
+        assert moved["a"] == pytest.approx([-3 * scale, 0]) and moved["b"] == pytest.approx([-4 * scale])
+
+
+def test_unknown_names_and_impossible_warm_ups():
+    with pytest.raises(UserError, match="Unknown optimizer 'adamv'. Did you mean 'adamw'?"):
+        Optimizer("adamv")
+    with pytest.raises(UserError, match="Unknown schedule 'cosin'. Did you mean 'cosine'?"):
+        Schedule(kind="cosin")
+    for kind in ("linear", "cosine"):
+        with pytest.raises(UserError, match="Schedule.warmup_steps is 200, but training has only 100 steps"):
+            Optimizer("adamw", Schedule(kind=kind, warmup_steps=200)).build(100)
+    Optimizer("adamw", Schedule(kind="rsqrt", warmup_steps=200)).build(100)

@@ -1,0 +1,38 @@
+"""Renders and tokenises the tasks of a mixture once, into the store that training reads."""
+
+import argparse
+
+from zeroprompt_jax import config
+from zeroprompt_jax.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    config.add_arguments(parser)
+    parser.add_argument("--mixture", help="a mixture or task (default: all that the config trains and tests on)")
+    parser.add_argument("--module", action="append", default=[], help="a task module to import; may be repeated")
+    parser.add_argument("--vocabulary", help="bytes, procedural, or FILE.model[:EXTRA_IDS] (default: the config's)")
+    parser.add_argument("--cache_dir", help="where the store lies (default: the config's)")
+
+
+def run(args: argparse.Namespace) -> int:
+    config.load(args.gin_file, args.gin_bindings)
+    from zeroprompt_jax.data.pipeline import Data
+
+    given = {"mixture": args.mixture, "vocabulary": args.vocabulary, "cache_dir": args.cache_dir}
+    given = {name: value for name, value in given.items() if value is not None}
+    if args.mixture:
+        given["evaluation"] = {}
+    if args.gin_file:
+        data = config.make("Data", **given)
+    elif args.mixture:
+        data = Data(**given)
+    else:
+        raise UserError("zeroprompt cache needs --gin_file FILE or --mixture NAME.")
+    directory = data.cache_dir or (f"{config.macro('MODEL_DIR')}/cache" if config.macro("MODEL_DIR") else None)
+    if directory is None:
+        raise UserError("zeroprompt cache needs --cache_dir DIRECTORY, or a config that sets MODEL_DIR or Data.cache_dir.")
+    data.register(args.module)
+    store, _ = data.open(directory.removesuffix("/cache") if data.cache_dir is None else directory)
+    sizes = {split: sum(store.size(task, split) for task in store.tasks) for split in ("train", "test")}
+    print(f"{len(store.tasks):,} tasks, {sizes['train']:,} train and {sizes['test']:,} test examples in {directory}")
+    return 0

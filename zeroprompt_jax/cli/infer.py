@@ -1,0 +1,27 @@
+"""Answers a file of inputs, or a registered task, with a run's model: JSONL out, in order, resumable."""
+
+import argparse
+
+from zeroprompt_jax.cli import runs
+from zeroprompt_jax.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    runs.add_arguments(parser)
+    parser.add_argument("--input", help=".jsonl (objects) or .tsv (header line) with input, and optionally task, options")
+    parser.add_argument("--task", help="task of rows that name none; without --input, the task whose examples are read")
+    parser.add_argument("--split", default="test", help="which examples of --task (default: test)")
+    parser.add_argument("--output", required=True, help="JSONL file; what it already answers is not answered again")
+
+
+def run(args: argparse.Namespace) -> int:
+    if not args.input and not args.task:
+        raise UserError("zeroprompt infer needs --input FILE or --task NAME.")
+    settings = runs.load(args)
+    from zeroprompt_jax import experiment
+
+    count = experiment.infer_run(
+        settings, args.output, args.input, args.task, args.split, args.module, args.checkpoint
+    )
+    print(f"{count:,} rows answered; {args.output}")
+    return 0

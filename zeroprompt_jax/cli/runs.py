@@ -1,0 +1,28 @@
+"""Options of the verbs that read a finished or running run."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from zeroprompt_jax import config
+from zeroprompt_jax.errors import UserError, nearest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model_dir", required=True, help="MODEL_DIR of a run; its config.gin says what the model is")
+    parser.add_argument("--checkpoint", help="a step directory; by default the run's newest")
+    parser.add_argument("--module", action="append", default=[], help="a task module to import; may be repeated")
+    config.add_arguments(parser)
+
+
+def load(args: argparse.Namespace):
+    """The run's experiment, with the command line's config files and bindings over its own."""
+    saved = Path(args.model_dir) / "config.gin"
+    if not saved.is_file():
+        near = [p.parent.name for p in Path(args.model_dir).parent.glob("*/config.gin")]
+        raise UserError(f"'{args.model_dir}' is no run: it has no config.gin.{nearest(Path(args.model_dir).name, near)}")
+    config.load([str(saved), *args.gin_file], args.gin_bindings)
+    experiment = config.make("Experiment")
+    # The run may have been moved, or be read from another folder than the one it was started in.
+    train = dataclasses.replace(experiment.train, model_dir=args.model_dir)
+    return dataclasses.replace(experiment, train=train)

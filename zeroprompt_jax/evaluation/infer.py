@@ -1,0 +1,149 @@
+"""Inference over files: JSONL or TSV in, JSONL out, in order, resumable after any interruption."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tqdm
+
+from zeroprompt_jax.errors import UserError, nearest
+from zeroprompt_jax.evaluation.predict import Predictor
+from zeroprompt_jax.models import decoding
+
+FIELDS = ("input", "task", "options")
+ANSWERS = ("prediction", "score", "scores")
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a .jsonl or .tsv file: `input`, and optionally `task` and `options`; other fields are passed through.
+
+    JSONL holds an object per line, with `options` a list. TSV has a header line; its options are separated by '|'.
+
+    Raises:
+      UserError: no such file, another format, a line that cannot be read, a row without input; the line is named.
+    """
+    path = Path(path)
+    if path.suffix not in (".jsonl", ".tsv"):
+        raise UserError(f"The input file '{path}' ends in '{path.suffix}'; give .jsonl or .tsv.")
+    try:
+        with path.open(encoding="utf-8", newline="") as f:
+            rows = list(_jsonl(path, f) if path.suffix == ".jsonl" else _tsv(path, f))
+    except OSError as e:
+        raise UserError(f"The input file '{path}' cannot be read ({e.strerror}).") from e
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise UserError(f"The input file '{path}' cannot be read ({e}).") from e
+    for number, row in rows:
+        if not isinstance(row.get("input"), str):
+            raise UserError(f"{path}, line {number}: the row has no text under 'input'.{_misnamed(row)}")
+        if not isinstance(row.get("task", ""), str):
+            raise UserError(f"{path}, line {number}: 'task' is not text, but {row['task']!r}.")
+        options = row.get("options", [""])
+        if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+            raise UserError(f"{path}, line {number}: 'options' is not a list of texts, but {options!r}.")
+        if not options:
+            raise UserError(f"{path}, line {number}: 'options' is empty; give at least one, or leave the field out.")
+    return [row for _, row in rows]
+
+
+def _misnamed(row: dict[str, Any]) -> str:
+    """A hint at the field that was meant to be 'input'."""
+    return next((hint for name in row if name not in FIELDS and (hint := nearest(name, FIELDS))), "")
+
+
+def _jsonl(path: Path, lines) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as e:
+            raise UserError(f"{path}, line {number}: not JSON ({e.msg}).") from e
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: {type(row).__name__} where an object with 'input' belongs.")
+        yield number, row
+
+
+def _tsv(path: Path, lines) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    if "input" not in (reader.fieldnames or ()):
+        raise UserError(f"{path}: its header line {reader.fieldnames} has no column 'input'.")
+    for row in reader:
+        row = {k: v for k, v in row.items() if k is not None and v not in (None, "")}
+        if "options" in row:
+            row["options"] = row["options"].split("|")
+        yield reader.line_num, row
+
+
+def infer(
+    predictor: Predictor,
+    rows: Sequence[dict[str, Any]],
+    output: str | Path,
+    *,
+    task: str | None = None,
+    strategy: decoding.Strategy = decoding.Greedy(),
+    chunk: int = 1024,
+    progress: bool = True,
+) -> int:
+    """Answers every row and writes it, with its fields, `prediction` and `score`, and `scores` per option where it has
+    options. Returns the number of rows answered now; those that `output` already holds are not answered again.
+
+    Args:
+      task: of rows that name none.
+      chunk: rows answered and written at a time.
+
+    Raises:
+      UserError: `output` holds anything but answers to the first of these rows.
+    """
+    output = Path(output)
+    done = _done(output, rows)
+    bar = tqdm.tqdm(total=len(rows), initial=done, desc="infer", unit="row", disable=not progress)
+    with output.open("a", encoding="utf-8") as f, bar:
+        for start in range(done, len(rows), chunk):
+            part = rows[start : start + chunk]
+            answers: list[dict[str, Any]] = [{}] * len(part)
+            free = [i for i, row in enumerate(part) if not row.get("options")]
+            listed = [i for i, row in enumerate(part) if row.get("options")]
+            tasks = [row.get("task", task) for row in part]
+            if free:
+                found = predictor.predict([part[i]["input"] for i in free], [tasks[i] for i in free], strategy)
+                for i, p in zip(free, found):
+                    answers[i] = {"prediction": p.text, "score": p.score}
+            if listed:
+                options = [part[i]["options"] for i in listed]
+                found = predictor.score([part[i]["input"] for i in listed], options, [tasks[i] for i in listed])
+                for i, names, scores in zip(listed, options, found):
+                    best = max(range(len(names)), key=lambda o: scores[o])
+                    answers[i] = {"prediction": names[best], "score": scores[best], "scores": scores}
+            f.writelines(json.dumps({**row, **answer}, ensure_ascii=False) + "\n" for row, answer in zip(part, answers))
+            f.flush()
+            bar.update(len(part))
+    return len(rows) - done
+
+
+def _done(output: Path, rows: Sequence[dict[str, Any]]) -> int:
+    """How many rows `output` already answers; half a last line, from a run that was killed, is cut off."""
+    if not output.exists():
+        output.parent.mkdir(parents=True, exist_ok=True)
+        return 0
+    text = output.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    lines = whole.split(b"\n")[:-1]
+    for number, line in enumerate(lines):
+        if number >= len(rows) or not _answers(line, rows[number]):
+            raise UserError(f"{output}, line {number + 1}: it answers another input file; choose another output.")
+    if len(whole) < len(text):
+        with output.open("r+b") as f:
+            f.truncate(len(whole))
+    return len(lines)
+
+
+def _answers(line: bytes, row: dict[str, Any]) -> bool:
+    """Whether a line of the output is this row, answered."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return False
+    asked = json.loads(json.dumps({k: v for k, v in row.items() if k not in ANSWERS}))  # tuples become lists
+    return isinstance(found, dict) and {k: v for k, v in found.items() if k not in ANSWERS} == asked

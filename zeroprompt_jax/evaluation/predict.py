@@ -1,0 +1,237 @@
+"""Prediction from Python: texts in, answers or option scores out, in order."""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from zeroprompt_jax.data.batches import Features
+from zeroprompt_jax.errors import UserError, unknown
+from zeroprompt_jax.evaluation.ranking import bucket, pack
+from zeroprompt_jax.methods.base import Method
+from zeroprompt_jax.models import decoding
+from zeroprompt_jax.models.t5 import Backbone, T5Config
+
+# Least input length that is compiled for; longer ones are multiples by powers of two, up to the feature's length.
+_SHORT = 32
+# As in training, an instruction must leave so many tokens for the input, if the input has them.
+_LEAST_INPUT = 8
+
+
+class Prediction(NamedTuple):
+    """An answer, and its log-probability under the model (nats, EOS included; for beams divided by their penalty)."""
+
+    text: str
+    score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A model that answers texts.
+
+    The result of a text depends on the text and its task alone, not on the others in the call or their order; sampled
+    answers are drawn from the seed, the task and the text, so a repeated text gets the same answer.
+
+    Attributes:
+      config, variables, method: the model: {'backbone': …, 'method': …}.
+      vocabulary: of the model.
+      features: token lengths; of an input only what follows the instruction is ever cut to fit.
+      instructions: task name to its instruction text, as a mapping or a function. A function raises LookupError or
+        UserError for a task it does not know.
+      task_ids: task name to its number in training, for methods that keep something per task.
+      batch_size: most rows at a time.
+    """
+
+    config: T5Config
+    variables: Mapping[str, Any]
+    method: Method
+    vocabulary: Any
+    features: Features
+    instructions: Mapping[str, str] | Callable[[str], str] = dataclasses.field(default_factory=dict)
+    task_ids: Mapping[str, int] | None = None
+    batch_size: int = 64
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise UserError(f"Predictor batch_size is {self.batch_size}; it must be at least 1.")
+
+    def predict(
+        self,
+        texts: Sequence[str],
+        tasks: Sequence[str | None] | str | None = None,
+        strategy: decoding.Strategy = decoding.Greedy(),
+        max_length: int | None = None,
+        seed: int = 0,
+    ) -> list[Prediction]:
+        """Answers each text.
+
+        Args:
+          texts: inputs, without their instruction.
+          tasks: a task name per text, or one for all; None for raw prompts, which carry their own instruction.
+          strategy: Greedy, Sample or Beam.
+          max_length: most tokens of an answer, EOS included; by default `features.targets`.
+          seed: of sampled answers.
+
+        Raises:
+          UserError: an unknown task, tasks that do not match the texts, or an instruction that does not fit.
+        """
+        max_length = self.features.targets if max_length is None else max_length
+        rows, names = self._rows(texts, tasks)
+        seeds = [zlib.crc32(f"{seed}/{name or ''}/{text}".encode()) for name, text in zip(names, texts)]
+        columns = {"row_seeds": np.array(seeds, np.uint32)}
+        out: list[Prediction | None] = [None] * len(texts)
+        for index, kept, batch in self._batches(rows, names, columns):
+            wanted = {"strategy": strategy, "max_length": max_length, "eos_id": self.vocabulary.eos_id}
+            tokens, scores = self._call(_generate, batch, **wanted)
+            for i, ids, score in zip(index[:kept], tokens.tolist(), scores.tolist()):
+                out[i] = Prediction(self.vocabulary.decode(ids), score)
+        return out
+
+    def score(
+        self,
+        texts: Sequence[str],
+        options: Sequence[Sequence[str]] | Sequence[str],
+        tasks: Sequence[str | None] | str | None = None,
+        length_normalised: bool = False,
+    ) -> list[list[float]]:
+        """Log-likelihood (nats, EOS included) of each answer option of each text.
+
+        Args:
+          texts: inputs, without their instruction.
+          options: a list of answer options per text, or one list of strings for all.
+          tasks: as in `predict`.
+          length_normalised: per token, not summed.
+
+        Raises:
+          UserError: as `predict`, and an empty option list, or lists that do not match the texts.
+        """
+        options = list(options)
+        if options and all(isinstance(o, str) for o in options):
+            options = [options] * len(texts)
+        if len(options) != len(texts):
+            raise UserError(f"There are {len(options)} option lists for {len(texts)} texts; give one per text, or one for all.")
+        for i, row in enumerate(options):
+            if isinstance(row, str) or not len(row):
+                why = f"is the text '{row}', not a list" if isinstance(row, str) else "is empty; give at least one"
+                raise UserError(f"The option list of text {i} ('{_shown(texts[i])}') {why}.")
+        rows, names = self._rows(texts, tasks)
+        encode = functools.cache(self.vocabulary.encode)
+        ids = [[encode(option) for option in row] for row in options]
+        counts = np.array([bucket(len(row), 4, 4) for row in ids])
+        lengths = np.array([bucket(max(map(len, row)) + 1, least=4) for row in ids])
+        out: list[list[float] | None] = [None] * len(texts)
+        for index, kept, batch in self._batches(rows, names, {}, counts, lengths):
+            count, length = int(counts[index[0]]), int(lengths[index[0]])
+            batch["options"], batch["option_mask"] = pack([ids[i] for i in index], self.vocabulary.eos_id, count, length)
+            sums, tokens = self._call(_score, batch)
+            values = sums / np.maximum(tokens, 1) if length_normalised else sums
+            for i, row in zip(index[:kept], values):
+                out[i] = row[: len(ids[i])].tolist()
+        return out
+
+    def _call(self, function, batch, **static) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            return jax.device_get(function(self.variables, batch, config=self.config, method=self.method, **static))
+        except KeyError as e:
+            if e.args[0] not in ("task_ids", "instruction_tokens") or e.args[0] in batch:
+                raise
+            needs = "a task for each text" if e.args[0] == "task_ids" else "Features.instructions above 0"
+            raise UserError(f"The method {type(self.method).__name__} reads {e.args[0]}: it needs {needs}.") from None
+
+    def _instruction(self, name: str) -> str:
+        if isinstance(self.instructions, Mapping):
+            if name not in self.instructions:
+                raise unknown("task", name, self.instructions)
+            return self.instructions[name]
+        try:
+            return self.instructions(name)
+        except LookupError:
+            raise unknown("task", name, self.task_ids or ()) from None
+
+    def _rows(self, texts: Sequence[str], tasks) -> tuple[list[dict[str, np.ndarray]], list[str | None]]:
+        """Each text's token ids by feature, unpadded, EOS included; and each text's task."""
+        if isinstance(texts, str):
+            raise UserError("predict and score take a list of texts, not one text.")
+        names = [tasks] * len(texts) if tasks is None or isinstance(tasks, str) else list(tasks)
+        if len(names) != len(texts):
+            raise UserError(f"There are {len(names)} tasks for {len(texts)} texts; give one per text, one for all, or None.")
+        f, v = self.features, self.vocabulary
+        instructions = {None: []}
+        for name in dict.fromkeys(name for name in names if name is not None):
+            if self.task_ids is not None and name not in self.task_ids:
+                raise unknown("task", name, self.task_ids)
+            instructions[name] = v.encode(self._instruction(name))[: f.instruction_limit]
+        rows = []
+        for text, name in zip(texts, names):
+            instruction, ids = instructions[name], v.encode(text)
+            before = instruction if f.instruct_inputs else []
+            room = f.inputs - 1 - (len(v.join(before, ids)) - len(ids))
+            if before and room < min(_LEAST_INPUT, len(ids)):
+                raise UserError(
+                    f"Feature length inputs={f.inputs} is too short for task '{name}': its instruction has "
+                    f"{len(instruction)} tokens, which leaves {max(room, 0)} for the input."
+                )
+            row = {"encoder_input_tokens": np.array([*v.join(before, ids[:room]), v.eos_id], np.int32)}
+            if f.instructions:
+                if len(instruction) + 1 > f.instructions and f.instruction_limit is None:
+                    raise UserError(
+                        f"Feature length instructions={f.instructions} is too short for task '{name}': its instruction has "
+                        f"{len(instruction)} tokens and EOS."
+                    )
+                kept = instruction[: f.instructions - 1]
+                row["instruction_tokens"] = np.array([*kept, v.eos_id], np.int32)
+            rows.append(row)
+        return rows, names
+
+    def _batches(self, rows, names, columns, *keys) -> Iterator[tuple[np.ndarray, int, dict[str, np.ndarray]]]:
+        """Yields (numbers of the texts, how many of them count, batch). Texts of one batch agree in `keys` and in their
+        padded length, so that no text's shape depends on another text."""
+        f = self.features
+        lengths = np.array([min(bucket(len(r["encoder_input_tokens"]), _SHORT), f.inputs) for r in rows], int)
+        named = np.array([name is not None for name in names], bool)
+        groups: dict[tuple, list[int]] = {}
+        for i, key in enumerate(zip(lengths.tolist(), named.tolist(), *(k.tolist() for k in keys))):
+            groups.setdefault(key, []).append(i)
+        for (length, has_task, *_), members in sorted(groups.items()):
+            for start in range(0, len(members), self.batch_size):
+                part = np.array(members[start : start + self.batch_size])
+                kept, size = len(part), min(self.batch_size, bucket(len(part), 4, 4))
+                part = np.pad(part, (0, size - kept), mode="edge")
+                batch = {name: column[part] for name, column in columns.items()}
+                widths = {"encoder_input_tokens": length, "instruction_tokens": f.instructions}
+                for name in rows[0]:
+                    batch[name] = np.zeros((size, widths[name]), np.int32)
+                    for b, i in enumerate(part):
+                        batch[name][b, : len(rows[i][name])] = rows[i][name]
+                if has_task and self.task_ids is not None:
+                    batch["task_ids"] = np.array([self.task_ids[names[i]] for i in part], np.int32)
+                yield part, kept, batch
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+def _begin(variables, batch, config, method):
+    backbone = Backbone(config, variables["backbone"])
+    return backbone, method.condition(variables["method"], batch, backbone)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "method", "strategy", "max_length", "eos_id"))
+def _generate(variables, batch, *, config, method, strategy, max_length, eos_id):
+    backbone, conditioning = _begin(variables, batch, config, method)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), batch["row_seeds"])
+    tokens = batch["encoder_input_tokens"]
+    decoded = decoding.generate(backbone, tokens, conditioning, strategy, max_length, keys, eos_id)
+    return decoded.tokens[:, 0], decoded.scores[:, 0]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "method"))
+def _score(variables, batch, *, config, method):
+    backbone, conditioning = _begin(variables, batch, config, method)
+    tokens = batch["encoder_input_tokens"]
+    return tuple(decoding.score(backbone, tokens, conditioning, batch["options"], batch["option_mask"]))
