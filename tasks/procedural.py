@@ -1,7 +1,7 @@
 """The procedural suite: prompted tasks composed of operations and arguments, made from a seed without any download.
 
-A task is one operation on one tuple of arguments ("the past tense of bob's word", "the letters with k replaced by d").
-The arguments stand in the instruction alone and all operations of a type share one input format, so that the input
+A task is one operation on one tuple of arguments: "the past tense of the second and first word", "the letters without
+k". The arguments stand in the instruction alone and all operations of a type share one input format, so that the input
 does not tell what is asked. Importing this module registers every task and four mixtures:
 
 - `procedural_train`: what is trained on;
@@ -17,6 +17,7 @@ come from templates, its tasks resemble each other far more than real tasks do, 
 that are trained under other types. A method that wins here has not thereby been shown to win on real tasks.
 """
 
+import collections
 import itertools
 
 from zeroprompt_jax.data import cards
@@ -60,6 +61,18 @@ DOMAINS = {kind.name: kind.domain for kind in KINDS}
 SPECS: dict[str, Spec] = {spec.name: spec for kind in KINDS for spec in specs(kind)}
 
 
+# Plain selection and look-up are what most types build on. With as few examples as any other type they are learned last,
+# and everything that needs them later still; so they get this share of the batch.
+SHARES = {"list_selection": 0.3, "lookup": 0.15}
+
+
+def _rates(tasks: list[str]) -> dict[str, float]:
+    """Sampling rates: a type in SHARES has that share, spread over its tasks; all other tasks are equally likely."""
+    count = collections.Counter(SPECS[task].type for task in tasks)
+    rest = (1 - sum(SHARES.values())) / sum(n for kind, n in count.items() if kind not in SHARES)
+    return {t: SHARES[kind] / count[kind] if (kind := SPECS[t].type) in SHARES else rest for t in tasks}
+
+
 def register() -> None:
     """Registers all tasks and mixtures; harmless when done twice."""
     pools: dict[str, list[str]] = {}
@@ -67,7 +80,7 @@ def register() -> None:
         names = pools.setdefault(spec.pool, [])
         cards.register(card_of(spec, spec.pool != "train" and len(names) % 2 == 0), source_of(spec))
         names.append(spec.name)
-    cards.register_mixture("procedural_train", pools["train"])
+    cards.register_mixture("procedural_train", _rates(pools["train"]))
     cards.register_mixture("procedural_seen_tasks", pools["train"][::SEEN_TASKS_STRIDE])
     cards.register_mixture("procedural_unseen_tasks", pools["held_out_task"])
     cards.register_mixture("procedural_unseen_types", pools["held_out_type"])

@@ -1,6 +1,7 @@
-"""Types that map a value: of a place in a row ("walk sing jump"), or of a key ("anna walk, bob sing, tom jump").
+"""Types that map values: of places in a row ("walk sing jump eat"), or of keys ("anna piano, bob flute, tom harp").
 
-The place or key and the operation are named by the instruction alone, so that the input does not tell what is asked.
+The places or keys and the operation are named by the instruction alone, so that the input does not tell what is asked:
+"the past tense of the second and first word". Naming two or three in their order makes many tasks of few parts.
 Rows share their places and tables their keys, the names: what every type trains is learned, what few tasks train is
 memorised."""
 
@@ -12,8 +13,9 @@ from zeroprompt_jax.tasks.procedural_spec import Draw, Kind, Operation, asking, 
 
 
 class Format:
-    """How a type writes its pairs, how many, and which keys and values it draws. `asked` is how an instruction names a
-    key."""
+    """A table: how a type writes its pairs of key and value, how many, and which it draws.
+
+    `asked` is how an instruction names keys."""
 
     asked = "{}"
 
@@ -50,8 +52,9 @@ class Format:
         train: tuple[int, ...] = (3, 9, 18),
         held_out: tuple[int, ...] = (1, 2, 3),
     ) -> tuple[Operation, ...]:
-        """The operations "table[value of key]" of one key, of two, of three, answered in the order in which the keys are
-        named. `train` and `held_out` are the numbers of tasks of each."""
+        """The operations "table[value of key]" of one key, of two, of three, answered in the order of naming.
+
+        `train` and `held_out` are the numbers of tasks of each."""
         domain = tuple(table)
 
         def sample(draw, arguments):
@@ -114,7 +117,7 @@ class Format:
         return Operation(name, arguments, sample=sample, solve=solve, train=train, held_out=held_out, **wording)
 
 
-PLACES = words.ORDINALS[1:5]
+PLACES = words.ORDINALS
 
 
 class Row(Format):
@@ -132,13 +135,13 @@ class Row(Format):
         return " ".join(fixed[key] if key in fixed else next(others) for key in self.keys)
 
 
-def _shift(items: Sequence[str], by: int, cycle: bool = True) -> dict[str, str]:
-    n = len(items)
-    return {x: items[(i + by) % n] for i, x in enumerate(items) if cycle or 0 <= i + by < n}
+def _next(items: Sequence[str]) -> dict[str, str]:
+    """Each item's next, the first being that of the last."""
+    return dict(zip(items, (*items[1:], items[0])))
 
 
 def _selection() -> Kind:
-    form = Row(words.of_categories("country", "sport"), "word")
+    form = Row(words.CATEGORIES["country"] + words.CATEGORIES["sport"], "word")
     wording = asking("{0}", "{0} of the list", "{0} in this order", unseen="{0} of the row")
     same = {v: v for v in form.values}
     return Kind("list_selection", "lists", form.mapped("pick", same, wording, train=(3, 10, 20), held_out=(1, 2, 4)))
@@ -147,7 +150,9 @@ def _selection() -> Kind:
 def _lookup() -> Kind:
     values = words.CATEGORIES["instrument"]
     form = Format(words.NAMES, values, joiner=", ", n=3)
-    value_of = asking("the word with {0}", "the value of {0}", "what goes with {0}", unseen="the word that goes with {0}")
+    value_of = asking(
+        "the word with {0}", "the value of {0}", "what goes with {0}", unseen="the word that goes with {0}"
+    )
     key_of = asking("the key of {0}", "the word that has {0}", "the owner of {0}", unseen="the key that has {0}")
     same = {v: v for v in values}
     return Kind(
@@ -155,7 +160,7 @@ def _lookup() -> Kind:
         "tables",
         (
             *form.mapped("value", same, value_of, train=(6, 24, 30), held_out=(2, 2, 2)),
-            form.inverse("key", values, 10, 2, key_of),
+            form.inverse("key", values, 10, 0, key_of),
         ),
     )
 
@@ -191,7 +196,7 @@ def _dates() -> Kind:
     rows = (
         (
             "next_month",
-            _shift(words.MONTHS, 1),
+            _next(words.MONTHS),
             asking(
                 "the month after {0}", "the next month from {0}", "{0} one month later",
                 unseen="the month next after {0}",
@@ -207,7 +212,7 @@ def _dates() -> Kind:
         ),
         (
             "next_day",
-            _shift(words.DAYS, 1),
+            _next(words.DAYS),
             asking(
                 "the day after {0}", "the next day from {0}", "{0} one day later",
                 unseen="the day next after {0}",
@@ -238,55 +243,36 @@ def _numbers() -> Kind:
     values = words.NUMBERS[1:19]
     form = Row(values, "number")
 
-    def table(names, by=0):
-        return {v: names[i + by] for i, v in enumerate(values, 1)}
-
-    def ask(what):
-        return asking(
-            f"the {what} of {{0}}", f"{{0}} as {what}", f"{{0}} written as {what}", unseen=f"{what} for {{0}}"
-        )
-
-    def by(word):
-        return asking(
-            f"the number word {word} {{0}}", f"the word {word} {{0}}", f"one {word} {{0}}",
-            unseen=f"the number word one {word} {{0}}",
-        )  # fmt: skip
-
-    digits = tuple(map(str, range(21)))
+    digits = {v: str(i) for i, v in enumerate(values, 1)}
+    above = dict(zip(values, words.NUMBERS[2:]))
     return Kind(
         "number_format",
         "numbers",
         (
-            *form.mapped("digits", table(digits), ask("digits")),
-            *form.mapped("next", table(words.NUMBERS, 1), by("above")),
+            *form.mapped("digits", digits, asking(
+                "the digits of {0}", "{0} as digits", "{0} written as digits", unseen="digits for {0}")),
+            *form.mapped("next", above, asking(
+                "the number word above {0}", "the word above {0}", "one above {0}",
+                unseen="the number word one above {0}")),
         ),
-    )
+    )  # fmt: skip
 
 
 def _letters() -> Kind:
-    form = Row(words.LETTERS, "letter")
-    values = words.LETTERS
-    upper = {x: x.upper() for x in values}
-
-    def ask(what):
-        return asking(
-            f"the {what} for {{0}}", f"{{0}} written as {what}", f"{{0}} as {what}", unseen=f"{what} of {{0}}"
-        )
-
-    def by(word):
-        return asking(
-            f"what comes {word} {{0}} in the alphabet", f"what stands {word} {{0}}", f"one letter {word} {{0}}",
-            unseen=f"one {word} {{0}} in the alphabet",
-        )  # fmt: skip
-
+    letters = words.LETTERS
+    form = Row(letters, "letter")
     return Kind(
         "letter_format",
         "letters",
         (
-            *form.mapped("capital", upper, ask("capital letter")),
-            *form.mapped("next", _shift(values, 1, cycle=False), by("after")),
+            *form.mapped("capital", {x: x.upper() for x in letters}, asking(
+                "the capital letter for {0}", "{0} written as capital letter", "{0} as capital letter",
+                unseen="capital letter of {0}")),
+            *form.mapped("next", dict(itertools.pairwise(letters)), asking(
+                "what comes after {0} in the alphabet", "what stands after {0}", "one letter after {0}",
+                unseen="one after {0} in the alphabet")),
         ),
-    )
+    )  # fmt: skip
 
 
 def _translation() -> Kind:
@@ -327,7 +313,7 @@ def _arithmetic() -> Kind:
                 asking("{0} minus {1}", "{0} less {1}", "{1} taken from {0}", unseen="{0} with {1} taken from it"),
             ),
             Operation(
-                "total", pairs(PLACES), sample=total_sample, solve=total_solve, train=8, held_out=2,
+                "total", pairs(PLACES), sample=total_sample, solve=total_solve, train=6, held_out=0,
                 **asking(
                     "the total of the {0} and {1} number", "the {0} and {1} number in total",
                     "the {0} and {1} number put together", unseen="the {0} and {1} number together in total",

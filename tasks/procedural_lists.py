@@ -1,4 +1,4 @@
-"""Types over a short list of words, numbers or letters ("cat red tree sun lamp")."""
+"""Types over a short list of words, numbers or letters ("cat dog pig lion fox"): finding, counting, editing."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ from zeroprompt_jax.tasks import procedural_words as words
 from zeroprompt_jax.tasks.procedural_spec import Draw, Kind, Operation, asking, pairs, singles
 
 LENGTH = 5
+EDITED_LENGTH = 4
 
 
 def neighbour(name: str, offset: int, items: Sequence[str], train: int, held_out: int, wording: dict) -> Operation:
@@ -25,7 +26,7 @@ def neighbour(name: str, offset: int, items: Sequence[str], train: int, held_out
 
 
 def _neighbours() -> Kind:
-    items = words.of_categories("animal")
+    items = words.CATEGORIES["animal"]
     rows = (
         ("after", 1, asking("the word after {0}", "the word that follows {0}", "the next word after {0}",
                             unseen="the word next after {0}")),
@@ -124,7 +125,6 @@ def _sorting() -> Kind:
 
 def _counting() -> Kind:
     letters = words.LETTERS[:13]
-    length = 5
 
     def operation(name, arguments, train, held_out, wording):
         def sample(draw, arguments):
@@ -132,7 +132,7 @@ def _counting() -> Kind:
             n = draw.below(4)
             hits = [draw.pick(arguments) for _ in range(n)]
             pool = draw.some([x for x in letters if x not in arguments], 3)
-            return " ".join(draw.shuffled(hits + [draw.pick(pool) for _ in range(length - n)]))
+            return " ".join(draw.shuffled(hits + [draw.pick(pool) for _ in range(LENGTH - n)]))
 
         def solve(text, arguments):
             return str(sum(x in arguments for x in text.split()))
@@ -155,10 +155,10 @@ def _counting() -> Kind:
 
 
 def _membership() -> Kind:
-    items = words.of_categories("food")
+    items = words.CATEGORIES["food"]
 
-    def row(draw, present, absent, n=LENGTH):
-        rest = draw.some([w for w in items if w not in present and w not in absent], n - len(present))
+    def row(draw, present, absent):
+        rest = draw.some([w for w in items if w not in present and w not in absent], LENGTH - len(present))
         return " ".join(draw.shuffled([*present, *rest]))
 
     def which_sample(draw, arguments):
@@ -199,80 +199,69 @@ def _membership() -> Kind:
     )  # fmt: skip
 
 
-def _edits(kind, domain, items, length, rows) -> Kind:
-    """Lists of distinct items; `rows` are (name, arguments, edit(row, place, arguments), train, held out, wording)."""
+def _edits(kind: str, domain: str, items: Sequence[str], train: int, rows: tuple) -> Kind:
+    """Edits at one item of a list of distinct items; `rows` are (name, edit(list, place of the item), wording)."""
 
-    def operation(name, arguments, edit, train, held_out, wording):
-        def sample(draw, arguments):
-            x = arguments[0]
-            rest = draw.some([w for w in items if w not in arguments], length - 1)
-            return " ".join(draw.shuffled([x, *rest]))
+    def sample(draw, arguments):
+        rest = draw.some([x for x in items if x not in arguments], EDITED_LENGTH - 1)
+        return " ".join(draw.shuffled([*arguments, *rest]))
 
+    def operation(name, edit, wording):
         def solve(text, arguments):
             row = text.split()
-            if arguments[0] not in row:
-                return None
-            return " ".join(edit(row, row.index(arguments[0]), arguments))
+            return " ".join(edit(row, row.index(arguments[0]))) if arguments[0] in row else None
 
-        return Operation(name, arguments, sample=sample, solve=solve, train=train, held_out=held_out, **wording)
+        return Operation(name, singles(items), sample=sample, solve=solve, train=train, held_out=1, **wording)
 
     return Kind(kind, domain, tuple(operation(*row) for row in rows))
 
 
 def _string_edit() -> Kind:
-    letters = words.LETTERS[:13]
-
-    def capital(row, i):
-        return row[:i] + [row[i].upper()] + row[i + 1 :]
-
     rows = (
-        ("delete", lambda row, i, a: row[:i] + row[i + 1 :], asking(
+        ("delete", lambda row, i: row[:i] + row[i + 1 :], asking(
             "the letters without {0}", "the string with {0} deleted", "the letters with no {0}",
             unseen="the string without {0}")),
-        ("double", lambda row, i, a: row[: i + 1] + row[i:], asking(
+        ("double", lambda row, i: row[: i + 1] + row[i:], asking(
             "the letters with {0} doubled", "the string with {0} written two times", "the letters with two {0}",
             unseen="the string with {0} doubled")),
-        ("capitalise", lambda row, i, a: capital(row, i), asking(
+        ("capitalise", lambda row, i: row[:i] + [row[i].upper()] + row[i + 1 :], asking(
             "the letters with {0} as a capital", "the string with capital {0}", "the letters with a large {0}",
             unseen="the string with {0} as a capital")),
-        ("cut_before", lambda row, i, a: row[i:], asking(
+        ("cut_before", lambda row, i: row[i:], asking(
             "the letters from {0} on", "the string that starts at {0}", "the letters from {0} to the end",
             unseen="the string from {0} on")),
-        ("cut_after", lambda row, i, a: row[: i + 1], asking(
+        ("cut_after", lambda row, i: row[: i + 1], asking(
             "the letters up to {0}", "the string that ends at {0}", "the letters from the start to {0}",
             unseen="the string up to {0}")),
-        ("move_first", lambda row, i, a: [row[i]] + row[:i] + row[i + 1 :], asking(
+        ("move_first", lambda row, i: [row[i]] + row[:i] + row[i + 1 :], asking(
             "the letters with {0} moved to the start", "the string with {0} put first", "the letters with {0} in front",
             unseen="the string with {0} moved to the start")),
-        ("move_last", lambda row, i, a: row[:i] + row[i + 1 :] + [row[i]], asking(
+        ("move_last", lambda row, i: row[:i] + row[i + 1 :] + [row[i]], asking(
             "the letters with {0} moved to the end", "the string with {0} put last", "the letters with {0} at the end",
             unseen="the string with {0} moved to the end")),
     )  # fmt: skip
-    return _edits("string_edit", "letters", letters, 4, tuple(
-        (name, singles(letters), edit, 11, 1, wording) for name, edit, wording in rows))  # fmt: skip
+    return _edits("string_edit", "letters", words.LETTERS[:13], 11, rows)
 
 
 def _list_edit() -> Kind:
-    items = words.CATEGORIES["colour"]
     rows = (
-        ("remove_word", lambda row, i, a: row[:i] + row[i + 1 :], asking(
+        ("remove_word", lambda row, i: row[:i] + row[i + 1 :], asking(
             "the list without {0}", "the list with {0} removed", "the words with no {0}",
             unseen="the words without {0}")),
-        ("words_after", lambda row, i, a: row[i + 1 :] or ["none"], asking(
+        ("words_after", lambda row, i: row[i + 1 :] or ["none"], asking(
             "all words after {0}", "the end of the list after {0}", "all that follows {0} in the list",
             unseen="all words that follow {0}")),
-        ("words_before", lambda row, i, a: row[:i] or ["none"], asking(
+        ("words_before", lambda row, i: row[:i] or ["none"], asking(
             "all words before {0}", "the start of the list before {0}", "all that {0} follows in the list",
             unseen="all words that {0} follows")),
-        ("word_first", lambda row, i, a: [row[i]] + row[:i] + row[i + 1 :], asking(
+        ("word_first", lambda row, i: [row[i]] + row[:i] + row[i + 1 :], asking(
             "the list with {0} moved to the start", "the list with {0} put first", "the words with {0} in front",
             unseen="the words with {0} moved to the start")),
-        ("word_last", lambda row, i, a: row[:i] + row[i + 1 :] + [row[i]], asking(
+        ("word_last", lambda row, i: row[:i] + row[i + 1 :] + [row[i]], asking(
             "the list with {0} moved to the end", "the list with {0} put last", "the words with {0} at the end",
             unseen="the words with {0} moved to the end")),
     )  # fmt: skip
-    return _edits("list_edit", "lists", items, 4, tuple(
-        (name, singles(items), edit, 10, 1, wording) for name, edit, wording in rows))  # fmt: skip
+    return _edits("list_edit", "lists", words.CATEGORIES["colour"], 10, rows)
 
 
 KINDS = (

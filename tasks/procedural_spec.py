@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 SEED = 2022
 # Raise when any generator, solver or wording below changes what a task's examples are.
 CODE_VERSION = 4
-# Around a noun phrase ("the past tense for bob") and around a question ("who is from rome").
+# Around a noun phrase ("the past tense of the second word") and around a question ("who is from rome").
 FRAMES = ("{}?", "what is {}?", "give {}.", "find {}.", "tell me {}.", "write {}.")
 QUESTION_FRAMES = ("{}?", "say {}.", "find {}.", "tell me {}.", "write {}.")
 QUESTION_WORDS = ("who", "what", "which", "where", "how", "in which", "from where", "whichever")
@@ -49,7 +49,7 @@ class Operation:
     Attributes:
       name: unique within the type.
       arguments: every argument tuple the operation may take.
-      wordings: training wordings, `str.format` templates over the arguments `{0}`, `{1}`.
+      wordings: training wordings, `str.format` templates over the arguments `{0}`, `{1}`, `{2}`.
       unseen: wordings kept for evaluation.
       sample: draws an input text on which the operation with these arguments has an answer.
       solve: the answer for any input text of the type, or None where the operation says nothing about it.

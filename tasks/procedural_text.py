@@ -1,4 +1,4 @@
-"""Types over sentences: entailment in a small world, and reading a fact from a passage."""
+"""Types over sentences: entailment in a world of three facts, and reading about two people."""
 
 from zeroprompt_jax.tasks import procedural_words as words
 from zeroprompt_jax.tasks.procedural_spec import Draw, Kind, Operation, asking, pairs, singles
@@ -125,9 +125,9 @@ def _reading() -> Kind:
         "reading",
         "passages",
         (
-            operation("home_of_person", "city", "name", 6, 2, asking(
+            operation("home_of_person", "city", "name", 6, 1, asking(
                 "the city of {0}", "where {0} is from", "the city {0} is from", unseen="from where {0} is")),
-            operation("drink_of_person", "drink", "name", 6, 2, asking(
+            operation("drink_of_person", "drink", "name", 6, 1, asking(
                 "the drink of {0}", "what {0} likes", "the drink that {0} likes", unseen="which drink {0} likes")),
             operation("person_of_city", "name", "city", 12, 1, asking(
                 "who is from {0}", "the name from {0}", "the one that is from {0}",

@@ -33,7 +33,9 @@ def _queue() -> Kind:
                                        "the one that {0} follows",
                                        unseen="the person that is before {0}")),
     )  # fmt: skip
-    return Kind("queue", "people", tuple(neighbour(n, k, words.NAMES, 0, 12, ask) for n, k, ask in rows), seen=False)
+    names = words.NAMES
+    operations = tuple(neighbour(n, k, names, 0, len(names), ask) for n, k, ask in rows)
+    return Kind("queue", "people", operations, seen=False)
 
 
 def _timetable() -> Kind:

@@ -72,7 +72,7 @@ def log_probs(encoder, decoder_inputs, conditioning=Conditioning()) -> np.ndarra
     n = B // E
     padded = np.zeros((E, 49 if E == 1 else 3, S), np.int32)
     padded[:, :n, :s] = decoder_inputs.reshape(E, n, s)
-    logits = tiny_t5.logits(CONFIG, encoder, padded.reshape(-1, S), conditioning, params=PARAMS).astype(np.float64)
+    logits = tiny_t5.logits(CONFIG, encoder, padded.reshape(-1, S), conditioning, weights=PARAMS).astype(np.float64)
     logits = logits.reshape(*padded.shape, -1)[:, :n, :s].reshape(B, s, -1)
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
