@@ -61,8 +61,8 @@ DOMAINS = {kind.name: kind.domain for kind in KINDS}
 SPECS: dict[str, Spec] = {spec.name: spec for kind in KINDS for spec in specs(kind)}
 
 
-# Plain selection and look-up are what most types build on. With as few examples as any other type they are learned last,
-# and everything that needs them later still; so they get this share of the batch.
+# Plain selection and look-up are what most types build on. With as few examples as any other type they are learned
+# last, and everything that needs them later still; so they get this share of the batch.
 SHARES = {"list_selection": 0.3, "lookup": 0.15}
 
 

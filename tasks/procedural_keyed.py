@@ -332,12 +332,12 @@ def _word_arithmetic() -> Kind:
         "numbers",
         (
             form.arithmetic(
-                "plus", range(1, 7), lambda n: range(1, 11), lambda v, n: v + n, 20, 3,
+                "plus", range(2, 8), lambda n: range(1, 11), lambda v, n: v + n, 20, 3,
                 asking("{0} plus {1}", "the sum of {0} and {1}", "{0} and {1} more", unseen="{1} more and {0}"),
                 names,
             ),
             form.arithmetic(
-                "minus", range(1, 7), lambda n: range(n, 11), lambda v, n: v - n, 20, 3,
+                "minus", range(2, 8), lambda n: range(n, 11), lambda v, n: v - n, 20, 3,
                 asking("{0} minus {1}", "{0} less {1}", "{1} taken from {0}", unseen="{0} with {1} taken from it"),
                 names,
             ),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 SEED = 2022
 # Raise when any generator, solver or wording below changes what a task's examples are.
-CODE_VERSION = 4
+CODE_VERSION = 5
 # Around a noun phrase ("the past tense of the second word") and around a question ("who is from rome").
 FRAMES = ("{}?", "what is {}?", "give {}.", "find {}.", "tell me {}.", "write {}.")
 QUESTION_FRAMES = ("{}?", "say {}.", "find {}.", "tell me {}.", "write {}.")

@@ -75,7 +75,7 @@ def _entailment() -> Kind:
                 "not_located", pairs(objects, places), sample=located_sample, solve=located(True), train=22, held_out=2,
                 options=lambda arguments: answers,
                 wordings=(
-                    "is the {0} not in the {1}?", "the {0} is not in the {1}: yes, no or maybe?",
+                    "is the {0} not in the {1}?", "the {0} not in the {1}: yes, no or maybe?",
                     "is it true, the {0} not in the {1}?", "does it follow that the {0} is not in the {1}?",
                     "yes, no or maybe: the {0} not in the {1}.",
                 ),

@@ -1,4 +1,4 @@
-"""Evaluation of a tiny random model: against loops over single examples, and against metrics recomputed from its file."""
+"""Evaluation of a tiny random model: against loops over single examples, and metrics recomputed from its file."""
 
 import collections
 import dataclasses
@@ -33,7 +33,14 @@ def run(store, config, variables, vocabulary, tmp_path_factory):
         path = folder / "nested" / "predictions.jsonl"
         options = {"features": FEATURES, "variables": variables, "config": config, **options}
         found = evaluate(
-            method=Full(), store=store, groups=groups, split="test", vocabulary=vocabulary, settings=settings, predictions=path, **options
+            method=Full(),
+            store=store,
+            groups=groups,
+            split="test",
+            vocabulary=vocabulary,
+            settings=settings,
+            predictions=path,
+            **options,
         )
         return found, [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -129,7 +136,9 @@ def test_scores_and_baselines_are_the_metrics_of_what_was_written(base, store):
         assert result["examples"] == len(mine) == 9 and result["ranked"] == bool(mine[0]["options"])
         majority = first([metrics.majority_baseline(references)] * 9, references)
         copy = first([line["input"] for line in mine], references)
-        assert result["baseline"] == max(majority, copy) and result["baseline_kind"] == ("copy" if copy > majority else "majority")
+        assert result["baseline"] == max(majority, copy) and result["baseline_kind"] == (
+            "copy" if copy > majority else "majority"
+        )
         assert set(result["per_wording"]) == ({0, 1, 2} if result["task"] == "words" else {0, 1})
         sizes = collections.Counter(line["wording"] for line in mine)
         mean = sum(score * sizes[w] for w, score in result["per_wording"].items()) / 9
@@ -142,7 +151,12 @@ def test_a_model_that_knows_the_answers_scores_one(run, monkeypatch, store, voca
 
     def oracle(variables, batch, **_):
         rows = len(batch["task_ids"])
-        return {"nll": np.zeros(rows), "tokens": np.ones(rows), "answers": batch["decoder_target_tokens"], "scores": np.zeros(rows)}
+        return {
+            "nll": np.zeros(rows),
+            "tokens": np.ones(rows),
+            "answers": batch["decoder_target_tokens"],
+            "scores": np.zeros(rows),
+        }
 
     def ranking_oracle(variables, batch, **_):
         targets, options, lengths = batch["decoder_target_tokens"], batch["options"], batch["option_mask"] * 1.0
@@ -170,7 +184,9 @@ def test_how_examples_are_batched_changes_nothing(run, settings, monkeypatch):
     if settings.rank_options:
         monkeypatch.setattr(module, "_LONG", 64)
     alone, alone_lines = run(dataclasses.replace(settings, control=False), groups={"one": ["words"]})
-    assert [line["prediction"] for line in alone_lines] == [line["prediction"] for line in lines if line["task"] == "words"]
+    assert [line["prediction"] for line in alone_lines] == [
+        line["prediction"] for line in lines if line["task"] == "words"
+    ]
     assert alone.tasks[0]["score"] == of(want, "words")["score"]
 
 
@@ -216,7 +232,11 @@ def test_settings_do_what_they_say(run, base):
 def test_length_normalisation_compares_means(run, base, vocabulary):
     _, by_sum = base
     _, by_mean = run(dataclasses.replace(SETTINGS, length_normalised=True, control=False))
-    differ = [(a["prediction"], b["prediction"]) for a, b in zip(by_sum, by_mean) if a["options"] and a["prediction"] != b["prediction"]]
+    differ = [
+        (a["prediction"], b["prediction"])
+        for a, b in zip(by_sum, by_mean)
+        if a["options"] and a["prediction"] != b["prediction"]
+    ]
     assert differ and all(len(b) > len(a) for a, b in differ)
 
 

@@ -43,7 +43,16 @@ def agree(got, want):
     np.testing.assert_allclose([p.score for p in got], [p.score for p in want], atol=1e-4)
 
 
-@pytest.mark.parametrize("features", [FEATURES, Features(40, 6), Features(48, 6, instructions=24), Features(48, 6, 24, 5), Features(48, 6, 24, None, False)])
+@pytest.mark.parametrize(
+    "features",
+    [
+        FEATURES,
+        Features(40, 6),
+        Features(48, 6, instructions=24),
+        Features(48, 6, 24, 5),
+        Features(48, 6, 24, None, False),
+    ],
+)
 def test_rows_are_those_that_evaluation_reads(features, config, variables, vocabulary, store):
     tasks = ["words", "long"]
     data = EvalSet(store, tasks, "test", features, wordings="train")
@@ -52,7 +61,16 @@ def test_rows_are_those_that_evaluation_reads(features, config, variables, vocab
     cut = 0
     for wording in (0, 1):
         instructions = {task: store.card(task).instructions[wording] for task in tasks}
-        predictor = Predictor(config, variables, Full(), vocabulary, features, instructions, dict(zip(store.tasks, range(9))), batch_size=4)
+        predictor = Predictor(
+            config,
+            variables,
+            Full(),
+            vocabulary,
+            features,
+            instructions,
+            dict(zip(store.tasks, range(9))),
+            batch_size=4,
+        )
         rows, names = predictor._rows(texts, [e.task for e in data.examples])
         seen = []
         for index, kept, batch in predictor._batches(rows, names, {}):
@@ -61,7 +79,9 @@ def test_rows_are_those_that_evaluation_reads(features, config, variables, vocab
                 if data.examples[i].wording != wording:
                     continue
                 tokens = batch["encoder_input_tokens"][b]
-                np.testing.assert_array_equal(np.pad(tokens, (0, features.inputs - len(tokens))), want["encoder_input_tokens"][i])
+                np.testing.assert_array_equal(
+                    np.pad(tokens, (0, features.inputs - len(tokens))), want["encoder_input_tokens"][i]
+                )
                 cut += tokens[-1] > 0
                 assert batch["task_ids"][b] == want["task_ids"][i]
                 if features.instructions:
@@ -112,7 +132,10 @@ def test_the_task_the_seed_and_the_strategy_matter(predictor):
 
 
 def test_raw_prompts_carry_their_own_instruction(predictor):
-    agree(predictor.predict([f"{INSTRUCTIONS[k]} {t}" for t, k in zip(TEXTS[:5], TASKS)]), predictor.predict(TEXTS[:5], TASKS[:5]))
+    agree(
+        predictor.predict([f"{INSTRUCTIONS[k]} {t}" for t, k in zip(TEXTS[:5], TASKS)]),
+        predictor.predict(TEXTS[:5], TASKS[:5]),
+    )
     mixed = predictor.predict([TEXTS[0], f"{INSTRUCTIONS['long']} {TEXTS[1]}"], ["words", None])
     agree(mixed, predictor.predict(TEXTS[:2], TASKS[:2]))
 
@@ -133,7 +156,15 @@ def test_instructions_may_be_a_function(predictor):
         function.predict(["a"], "word")
 
 
-OPTIONS = [["ab", "bcd"], ["a", "no", "yes", "ca", "dad", "it is impossible"], ["x"], ["yes", "no"], [""], ["abba", "a"], ["ab", "ab", "ba"]]
+OPTIONS = [
+    ["ab", "bcd"],
+    ["a", "no", "yes", "ca", "dad", "it is impossible"],
+    ["x"],
+    ["yes", "no"],
+    [""],
+    ["abba", "a"],
+    ["ab", "ab", "ba"],
+]
 
 
 def test_scores_are_log_likelihoods_of_each_option(predictor, log_probs, vocabulary):

@@ -41,7 +41,7 @@ def train(sizes, optimizer: str, accumulate: int = 1):
     state, tx = begin(mesh, optimizer)
     step = small_model.jit(make_train_step(CONFIG, Full(), tx, lambda step: 0.0, accumulate=accumulate), donate_argnums=0)
     batch, losses = partitioning.put_batch(BATCH, partitioning.batch_sharding(mesh)), []
-    assert len({s.index for s in batch["task_ids"].addressable_shards}) == mesh.shape["data"] * mesh.shape["fsdp"]
+    assert len({str(s.index) for s in batch["task_ids"].addressable_shards}) == mesh.shape["data"] * mesh.shape["fsdp"]
     with partitioning.activate(mesh):
         for _ in range(5):
             state, metrics = step(state, {}, batch)

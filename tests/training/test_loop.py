@@ -179,7 +179,7 @@ def test_metrics_go_to_tensorboard_too(tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 
     metrics = Metrics(str(tmp_path), 0)
-    metrics.write(7, {"loss": 0.5, "note": "text"})
+    metrics.write(7, {"loss": 0.5, "parts": [1, 2]})
     metrics.close()
     (file,) = (tmp_path / "tensorboard").iterdir()
     data, found = file.read_bytes(), []
@@ -188,7 +188,7 @@ def test_metrics_go_to_tensorboard_too(tmp_path):
         event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
         found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
     assert found == [(7, "loss", 0.5)]
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 7, "loss": 0.5, "note": "text"}
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 7, "loss": 0.5, "parts": [1, 2]}
 
 
 @pytest.mark.parametrize(

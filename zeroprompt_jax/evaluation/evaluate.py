@@ -1,4 +1,4 @@
-"""Zero-shot evaluation: the answers of a model on many tasks at once, scored per task beside baselines and a control."""
+"""Zero-shot evaluation: the answers of a model on many tasks, scored per task beside baselines and a control."""
 
 import collections
 import contextlib
@@ -55,7 +55,9 @@ class Evaluate:
         if self.batch_size < 1:
             raise UserError(f"Evaluate batch_size is {self.batch_size}; it must be at least 1.")
         if self.max_examples_per_task is not None and self.max_examples_per_task < 1:
-            raise UserError(f"Evaluate max_examples_per_task is {self.max_examples_per_task}; give at least 1, or None.")
+            raise UserError(
+                f"Evaluate max_examples_per_task is {self.max_examples_per_task}; give at least 1, or None."
+            )
         if self.wordings not in WORDINGS:
             raise unknown("kind of wordings", self.wordings, WORDINGS)
 
@@ -65,7 +67,7 @@ class Evaluation:
     """What `evaluate` found.
 
     Attributes:
-      tasks: per group and task a dict: `task`, `type`, `family`, `group`, `metric` (the card's first), `score` under it,
+      tasks: per group and task a dict: `task`, `type`, `family`, `group`, `metric` (the card's first), `score` by it,
         `metrics` (all of the card's), `baseline` with its `baseline_kind` (majority or copy), `shuffled` (the control's
         score, or None), `examples`, `loss`, `ranked` (whether it was answered by ranking options) and `per_wording`
         (wording's number to score). Scores are in [0, 1].
@@ -249,7 +251,7 @@ _LONG = 256
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """One batch: the examples' numbers (the last repeated to fill it), how many of them count, T, and O when ranking."""
+    """One batch: the examples' numbers (the last repeated to fill it), how many of them count, T, and O for ranking."""
 
     index: np.ndarray
     kept: int

@@ -113,7 +113,9 @@ class Predictor:
         if options and all(isinstance(o, str) for o in options):
             options = [options] * len(texts)
         if len(options) != len(texts):
-            raise UserError(f"There are {len(options)} option lists for {len(texts)} texts; give one per text, or one for all.")
+            raise UserError(
+                f"There are {len(options)} option lists for {len(texts)} texts; give one per text, or one for all."
+            )
         for i, row in enumerate(options):
             if isinstance(row, str) or not len(row):
                 why = f"is the text '{row}', not a list" if isinstance(row, str) else "is empty; give at least one"
@@ -126,7 +128,9 @@ class Predictor:
         out: list[list[float] | None] = [None] * len(texts)
         for index, kept, batch in self._batches(rows, names, {}, counts, lengths):
             count, length = int(counts[index[0]]), int(lengths[index[0]])
-            batch["options"], batch["option_mask"] = pack([ids[i] for i in index], self.vocabulary.eos_id, count, length)
+            batch["options"], batch["option_mask"] = pack(
+                [ids[i] for i in index], self.vocabulary.eos_id, count, length
+            )
             sums, tokens = self._call(_score, batch)
             values = sums / np.maximum(tokens, 1) if length_normalised else sums
             for i, row in zip(index[:kept], values):
@@ -158,7 +162,9 @@ class Predictor:
             raise UserError("predict and score take a list of texts, not one text.")
         names = [tasks] * len(texts) if tasks is None or isinstance(tasks, str) else list(tasks)
         if len(names) != len(texts):
-            raise UserError(f"There are {len(names)} tasks for {len(texts)} texts; give one per text, one for all, or None.")
+            raise UserError(
+                f"There are {len(names)} tasks for {len(texts)} texts; give one per text, one for all, or None."
+            )
         f, v = self.features, self.vocabulary
         instructions = {None: []}
         for name in dict.fromkeys(name for name in names if name is not None):
@@ -179,8 +185,8 @@ class Predictor:
             if f.instructions:
                 if len(instruction) + 1 > f.instructions and f.instruction_limit is None:
                     raise UserError(
-                        f"Feature length instructions={f.instructions} is too short for task '{name}': its instruction has "
-                        f"{len(instruction)} tokens and EOS."
+                        f"Feature length instructions={f.instructions} is too short for task '{name}': its instruction "
+                        f"has {len(instruction)} tokens and EOS."
                     )
                 kept = instruction[: f.instructions - 1]
                 row["instruction_tokens"] = np.array([*kept, v.eos_id], np.int32)

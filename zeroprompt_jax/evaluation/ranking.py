@@ -8,7 +8,7 @@ from zeroprompt_jax.errors import UserError
 
 
 def bucket(n: int, least: int = 1, factor: int = 2) -> int:
-    """The smallest of least, least * factor, least * factor², … that is at least n, so that few shapes are compiled."""
+    """The smallest of least, least * factor, least * factor², … that is at least n, so that few shapes compile."""
     size = least
     while size < n:
         size *= factor
@@ -60,7 +60,9 @@ def choose(sum_EO: np.ndarray, length_EO: np.ndarray | None = None, length_norma
     """
     scores_EO = np.asarray(sum_EO, np.float64)
     if np.isnan(scores_EO).any():
-        raise ValueError(f"The log-likelihood of an option of example {int(np.argmax(np.isnan(scores_EO).any(-1)))} is NaN.")
+        raise ValueError(
+            f"The log-likelihood of an option of example {int(np.argmax(np.isnan(scores_EO).any(-1)))} is NaN."
+        )
     present_EO = scores_EO > -np.inf
     if length_EO is not None:
         # An impossible option (-inf by the model itself) is still an option.

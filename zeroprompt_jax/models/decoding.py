@@ -1,7 +1,7 @@
 """Decoding and scoring with a bound backbone: greedy, sampling, beam search, and log-likelihoods of answer options.
 
-All of it is traceable: call it inside `jax.jit`, with the strategy and `max_length` static. Decoder rows are n per encoder
-row (beams, samples, options), in order, so that encoder output and conditioning serve them without being copied.
+All of it is traceable: call it inside `jax.jit`, with the strategy and `max_length` static. Decoder rows are n per
+encoder row (beams, samples, options), in order, so that encoder output and conditioning serve them uncopied.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ class Beam:
     Attributes:
       size: number of beams; 1 is greedy decoding.
       length_penalty: the exponent alpha. 0 compares plain sums, larger values favour longer answers.
-      penalty: `t5x` divides by ((5 + len) / 6) ** alpha (Wu et al. 2016, the default of T5 and T5X), and a row ends when
+      penalty: `t5x` divides by ((5 + len) / 6) ** alpha (Wu et al. 2016, as T5 and T5X do), and a row ends when
         none of its open beams could still beat its finished ones, whatever its length becomes. `hf` divides by
         len ** alpha and ends a row as Hugging Face `generate(early_stopping=False)` does, which judges open beams by
         their present length: same outputs as there.
@@ -83,7 +83,7 @@ Strategy = Greedy | Sample | Beam
 
 
 class Decoded(NamedTuple):
-    """tokens: [E, n, S] int32, 0 after EOS. scores: [E, n] float32, best first: the sum of the tokens' log-probabilities
+    """tokens: [E, n, S] int32, 0 after EOS. scores: [E, n] float32, best first: the sum of the log-probabilities
     under the model itself (EOS included, temperature and filters not applied), for beams divided by their penalty; -inf
     where a beam search found fewer than n sequences."""
 
