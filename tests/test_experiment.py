@@ -1,6 +1,8 @@
 """The whole path on toy tasks: train, report, resume, kill, evaluate, infer."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import random
@@ -11,6 +13,7 @@ import sys
 import textwrap
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,7 +21,6 @@ from zeroprompt_jax import config, experiment
 from zeroprompt_jax.cli import main as cli
 from zeroprompt_jax.methods.prompt import Prompt
 from zeroprompt_jax.training import checkpoint
-from zeroprompt_jax.training.checkpoint import Checkpointer
 
 # No task is learned here: there are as few and as short examples as the path allows.
 TASKS = '''
@@ -45,7 +47,7 @@ cards.register_mixture("toy_train", ["toy_parity", "toy_last"])
 '''
 CONFIG = """
 MODEL_DIR = %gin.REQUIRED
-TRAIN_STEPS = 40
+TRAIN_STEPS = 20
 Experiment.data = @Data()
 Experiment.train = @Train()
 Experiment.model = @T5Config()
@@ -64,7 +66,7 @@ Train.steps = %TRAIN_STEPS
 Train.batch_size = 4
 Train.log_every = 3
 Train.save_every = 5
-Train.eval_every = 20
+Train.eval_every = 10
 T5Config.vocab_size = 384
 T5Config.emb_dim = 16
 T5Config.num_heads = 2
@@ -103,9 +105,9 @@ def arguments(model_dir, *more):
 @pytest.fixture(scope="module")
 def run(home):
     """A finished run, and what its command printed."""
-    done = subprocess.run([*COMMAND, *arguments("whole")], capture_output=True, text=True, cwd=home)
-    assert done.returncode == 0, done.stderr
-    return home / "whole", done
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        assert cli.main(arguments("whole")) == 0
+    return home / "whole", out.getvalue(), err.getvalue()
 
 
 COMMAND = (sys.executable, "-m", "zeroprompt_jax.cli.main")
@@ -128,8 +130,9 @@ def settings(model_dir, *bindings):
 
 def saved(folder):
     """The newest checkpoint's parameters on the host, by path."""
-    abstract = experiment.build_model(settings(folder)).params
-    return {k: np.asarray(v) for k, v in checkpoint.load_params(str(folder), abstract).items()}
+    shapes = checkpoint.saved_shapes(checkpoint.find(str(folder)))
+    wanted = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()}
+    return {k: np.asarray(v) for k, v in checkpoint.load_params(str(folder), wanted).items()}
 
 
 def mistake(capsys, *argv) -> str:
@@ -147,22 +150,22 @@ def same(a, b) -> bool:
 
 
 def test_a_run_leaves_everything(run):
-    folder, done = run
+    folder, out, err = run
     assert all((folder / name).stat().st_size for name in FILES)
     assert (folder / "results.png").read_bytes()[:4] == b"\x89PNG"
     assert list((folder / "tensorboard").iterdir())
-    assert (folder / "table.txt").read_text() in done.stdout and "toy_" not in done.stdout
+    assert (folder / "table.txt").read_text() in out and "Picture: " in out
     found = json.loads((folder / "results.json").read_text())
     for group in ("unseen_tasks", "unseen_types"):
         assert {"score", "baseline", "tasks", "shuffled"} <= found[group].keys() and found[group]["tasks"] == 1
-    assert found["seeds"] == [0] and found["train_tasks"] == 2 and found["minutes"] >= 0 and found["steps"] == 40
+    assert found["seeds"] == [0] and found["train_tasks"] == 2 and found["minutes"] >= 0 and found["steps"] == 20
     assert len((folder / "predictions.jsonl").read_text().splitlines()) == 12
     written = metrics(folder)
-    assert [line["step"] for line in written if "loss" in line] == [*range(3, 40, 3), 40]
-    assert [line["step"] for line in written if "unseen_tasks/score" in line] == [0, 20, 40]
+    assert [line["step"] for line in written if "loss" in line] == [*range(3, 20, 3), 20]
+    assert [line["step"] for line in written if "unseen_tasks/score" in line] == [0, 10, 20]
     assert written[-1]["final"] and "final" not in written[-2]
     assert [line["loss"] for line in written if "loss" in line][-1] < written[1]["loss"]
-    assert "Traceback" not in done.stderr and "Warning" not in done.stderr
+    assert "Train: 2 tasks of 2 families, 2 types." in err and "parameters train, 0 are frozen" in err
 
 
 def test_the_resolved_config_repeats_the_run(run):
@@ -171,7 +174,7 @@ def test_the_resolved_config_repeats_the_run(run):
 
 
 def test_the_same_command_reports_without_training(run, capsys, monkeypatch):
-    folder, done = run
+    folder = run[0]
     before = {name: (folder / name).read_bytes() for name in FILES}
     monkeypatch.setattr(experiment, "build_model", None)  # nothing is built
     assert cli.main(arguments("whole")) == 0
@@ -180,13 +183,12 @@ def test_the_same_command_reports_without_training(run, capsys, monkeypatch):
     assert {name: (folder / name).read_bytes() for name in FILES} == before
 
 
-@pytest.mark.parametrize(
-    "change, name", [("Schedule.peak=0.02", "Schedule.peak"), ("Train.seed=1", "Train.seed"), ("T5Config.emb_dim=8", "T5Config.emb_dim")]
-)
-def test_another_experiment_is_refused(run, capsys, change, name):
+@pytest.mark.parametrize("change", ["Schedule.peak=0.02", "Train.seed=1", "T5Config.emb_dim=8"])
+def test_another_experiment_is_refused(run, capsys, change):
     before = (run[0] / "config.gin").read_bytes()
     sentence = mistake(capsys, *arguments("whole", f"--gin.{change}"))
-    assert f"holds a run with {name} = " in sentence and change.split("=")[1] in sentence
+    name, value = change.split("=")
+    assert f"holds a run with {name} = " in sentence and value in sentence
     assert (run[0] / "config.gin").read_bytes() == before
 
 
@@ -196,16 +198,21 @@ def test_killed_before_the_report_it_evaluates_again(run, home, capsys):
     assert cli.main(arguments("unreported")) == 0
     assert metrics(home / "unreported") == metrics(run[0]) and results(home / "unreported") == results(run[0])
     assert (home / "unreported" / "table.txt").read_text() == (run[0] / "table.txt").read_text()
-    assert "Resuming unreported at step 40 of 40" in capsys.readouterr().err
+    assert "Resuming unreported at step 20 of 20" in capsys.readouterr().err
 
 
-def test_a_longer_run_continues_and_a_shorter_one_is_refused(run, home, capsys):
+@pytest.mark.slow
+def test_a_longer_run_continues(run, home, capsys):
     shutil.copytree(run[0], home / "longer")
-    assert cli.main(arguments("longer", "--gin.TRAIN_STEPS=42")) == 0
-    assert results(home / "longer")["steps"] == 42 and checkpoint.find("longer").name == "42"
-    assert "Resuming longer at step 40 of 42" in capsys.readouterr().err
-    (home / "longer" / "results.json").unlink()
-    assert "step 42" in mistake(capsys, *arguments("longer", "--gin.TRAIN_STEPS=41"))
+    assert cli.main(arguments("longer", "--gin.TRAIN_STEPS=22")) == 0
+    assert results(home / "longer")["steps"] == 22 and checkpoint.find("longer").name == "22"
+    assert "Resuming longer at step 20 of 22" in capsys.readouterr().err
+
+
+def test_a_run_that_has_gone_further_is_not_called_shorter(run, home, capsys):
+    shutil.copytree(run[0], home / "further")
+    (home / "further" / "results.json").unlink()
+    assert "trained to step 20 already" in mistake(capsys, *arguments("further", "--gin.TRAIN_STEPS=19"))
 
 
 def killed(home, name, when):
@@ -234,8 +241,7 @@ def saving(step):
 
 
 def finish_and_compare(home, name, whole):
-    done = subprocess.run([*COMMAND, *arguments(name)], capture_output=True, text=True, cwd=home)
-    assert done.returncode == 0, done.stderr
+    assert cli.main(arguments(name)) == 0
     assert same(saved(name), saved(whole))
     assert metrics(home / name) == metrics(whole) and results(home / name) == results(whole)
 
@@ -252,7 +258,7 @@ def test_killed_during_a_save_it_resumes_as_if_never_killed(run, home):
 def test_killed_five_times_it_resumes_as_if_never_killed(run, home):
     draw = random.Random(0)
     moments = [lambda s, folder: s > 1.0]  # while it imports
-    for step in (5, 15, 25):
+    for step in (5, 10, 15):
         moments.append(saving(step))
     pause = 3 + 4 * draw.random()
     moments.append(lambda s, folder: s > pause)
@@ -320,7 +326,7 @@ def test_infer_answers_files_and_tasks_alike(run, home, capsys):
     assert all(f["score"] == max(f["scores"]) for f in found[6:])
 
     whole = (home / "from_jsonl.jsonl").read_bytes()
-    (home / "from_jsonl.jsonl").write_bytes(whole[: len(whole) // 2])
+    (home / "from_jsonl.jsonl").write_bytes(whole[: whole.index(b"toy_odd")])  # half a line is left of the seventh
     assert cli.main(["infer", "--model_dir=whole", "--input=a.jsonl", "--output=from_jsonl.jsonl"]) == 0
     again = read("from_jsonl.jsonl")
     assert [a["prediction"] for a in again] == [f["prediction"] for f in found]
@@ -331,9 +337,9 @@ def test_infer_answers_files_and_tasks_alike(run, home, capsys):
 
 def test_the_initial_checkpoint_is_used(run, home):
     trained = saved(run[0])
-    random_ = experiment.build_model(settings("new", "Train.seed = 5"))
+    random_ = experiment.build_model(settings("new"))
     assert not same({k: np.asarray(v) for k, v in random_.params.items()}, trained)
-    given = ["Train.seed = 5", "Train.initial_checkpoint_path = 'whole'"]
+    given = ["Train.initial_checkpoint_path = 'whole'"]
     found = experiment.build_model(settings("new", *given))
     assert same({k: np.asarray(v) for k, v in found.params.items()}, trained)
     part = experiment.build_model(settings("new", *given, "Train.initial_checkpoint_regex = 'backbone/encoder/.*'"))
@@ -359,10 +365,11 @@ def test_mistakes_in_a_new_run(run, home, capsys):
     sentence = mistake(capsys, *arguments("bad_size", "--gin.T5Config.vocab_size=300"))
     assert sentence == "T5Config.vocab_size is 300, but the vocabulary 'bytes' has 384 pieces."
     assert "Did you mean 'toy_train'?" in mistake(capsys, *arguments("bad_name", "--gin.Data.mixture=toy_trian"))
-    # A mistake is no run: the corrected command is not refused.
-    assert cli.main(arguments("bad_size", "--gin.TRAIN_STEPS=1", "--gin.Train.eval_every=None")) == 0
+    # A mistake is no run: the corrected command will not be refused.
+    assert not (home / "bad_size" / "config.gin").exists() and not (home / "bad_path" / "config.gin").exists()
 
 
+@pytest.mark.slow
 def test_prompt_tuning_saves_a_prompt_and_leaves_the_backbone(run, home, capsys):
     (home / "prompt.gin").write_text(
         "include 'toy.gin'\nExperiment.method = @methods.Prompt()\nmethods.Prompt.length = 3\nData.evaluation = {}\n"
@@ -371,9 +378,9 @@ def test_prompt_tuning_saves_a_prompt_and_leaves_the_backbone(run, home, capsys)
     assert cli.main(["train", "--gin_file=prompt.gin", "--gin.MODEL_DIR=prompted", "--gin.TRAIN_STEPS=2"]) == 0
     assert "no evaluation is configured" in capsys.readouterr().out
     config.load([str(home / "prompted" / "config.gin")])
-    model = experiment.restore(config.make("Experiment"))
+    prompted = config.make("Experiment")
+    model = experiment.restore(prompted)
     assert same({k: np.asarray(v) for k, v in model.frozen.items()}, saved(run[0]))
     assert list(checkpoint.saved_shapes(checkpoint.find("prompted"))) == ["method/prompt"]
-    start = experiment.build_model(config.make("Experiment")).params["method/prompt"]
+    start = experiment.build_model(prompted).params["method/prompt"]
     assert not np.array_equal(start, model.params["method/prompt"])
-    Checkpointer(str(home / "prompted")).close()

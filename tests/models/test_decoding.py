@@ -155,7 +155,7 @@ def plain_beams(encoder_1T, strategy, conditioning):
 
 @pytest.mark.parametrize(
     "strategy, conditioning",
-    [(Beam(3), Conditioning()), (Beam(3, 2.0, "hf"), Conditioning()), (Beam(3), EVERYTHING)],
+    [(Beam(3, 3.0), Conditioning()), (Beam(3, 1.0, "hf"), Conditioning()), (Beam(3), EVERYTHING)],
     ids=["t5x", "hf", "everything"],
 )
 def test_beams_equal_plain_beam_search_without_cache(strategy, conditioning):
@@ -168,7 +168,7 @@ def test_beams_equal_plain_beam_search_without_cache(strategy, conditioning):
         assert all((t[length_of(t) :] == 0).all() for t in got.tokens[row])
 
 
-@pytest.mark.parametrize("strategy", [Beam(3), Beam(3, 2.0, "hf")], ids=str)
+@pytest.mark.parametrize("strategy", [Beam(3), Beam(3, 1.0, "hf")], ids=str)
 def test_a_beams_score_is_its_teacher_forced_log_probability_over_the_penalty(strategy):
     got = generate(ENCODER, strategy, samples=3)
     want = sums(ENCODER, got.tokens.reshape(-1, S)).reshape(ROWS, 3)
@@ -277,10 +277,12 @@ def test_sampling_the_best_token_only_is_greedy():
 # A row's result is its own
 
 
-@pytest.mark.parametrize("strategy", [Sample(top_p=0.9), Beam(3)], ids=str)
-def test_rows_are_independent_of_batch_order_neighbours_and_padding(strategy):
+# Of the beam search, the kind whose result would change if a row went on until its neighbours are done; ended by the
+# token with which it would.
+@pytest.mark.parametrize("strategy, eos_id", [(Sample(top_p=0.9), EOS), (Beam(3, 1.0, "hf"), 5)], ids=str)
+def test_rows_are_independent_of_batch_order_neighbours_and_padding(strategy, eos_id):
     keys = jax.random.split(jax.random.key(5), ROWS)
-    generate = functools.partial(globals()["generate"], samples=3)
+    generate = functools.partial(globals()["generate"], samples=3, eos_id=eos_id)
     whole = generate(ENCODER, strategy, rng=keys)
     assert (whole.tokens[:, 0] != whole.tokens[:, 1]).any()
     if isinstance(strategy, Sample):
