@@ -210,7 +210,6 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
         evaluation.rows(),
         title=title or f"{root.name}, {settings.steps:,} steps",
         metric=evaluation.metric,
-        notes=_notes(evaluation),
         seeds=[settings.seed],
         minutes=round(seconds / 60, 2),
         train_tasks=len(stream.tasks),
@@ -264,7 +263,6 @@ def evaluate_run(
         evaluation.rows(),
         title=f"zeroprompt eval: {where}, {split}",
         metric=evaluation.metric,
-        notes=_notes(evaluation),
         checkpoint=str(where),
         losses=evaluation.losses,
     )
@@ -371,17 +369,6 @@ def _say_tasks(experiment: Experiment, store: Store, groups: Mapping[str, Sequen
 def _devices(mesh: jax.sharding.Mesh) -> str:
     sizes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
     return f"{jax.default_backend()}, {sizes}"
-
-
-def _notes(evaluation: Evaluation) -> list[str]:
-    """What the reader of the table must not miss."""
-    rows = evaluation.rows()
-    notes = []
-    for group in dict.fromkeys(row.group for row in rows):
-        whole = report.mean(rows, group)
-        if group != "seen_tasks" and whole.score <= whole.baseline:
-            notes.append(f"{group.replace('_', ' ').capitalize()} do not rise above the baseline.")
-    return notes
 
 
 @contextlib.contextmanager

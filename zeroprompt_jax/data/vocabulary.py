@@ -1,5 +1,6 @@
 """Vocabularies: text to token ids and back, in plain Python, with the ids of SeqIO's vocabularies."""
 
+import abc
 import functools
 import hashlib
 import importlib.util
@@ -18,7 +19,7 @@ _PROCEDURAL = "procedural"
 _BYTES_EXTRA_IDS = 125
 
 
-class Vocabulary:
+class Vocabulary(abc.ABC):
     """Text to token ids and back. Make one with `load_vocabulary`.
 
     Attributes:
@@ -43,9 +44,9 @@ class Vocabulary:
     def __repr__(self) -> str:
         return f"Vocabulary({self.spec!r}, size={self.size})"
 
+    @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without EOS."""
-        raise NotImplementedError
 
     def encode_ragged(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids of many texts as one flat int32 array, and each text's length [N] int64; without EOS."""
@@ -62,17 +63,18 @@ class Vocabulary:
                 kept.append(i)
         return self._decode(kept)
 
+    @abc.abstractmethod
     def _decode(self, ids: list[int]) -> str:
-        raise NotImplementedError
+        """Text of ids that are neither padding, EOS nor extra."""
 
     def join(self, a: Sequence[int], b: Sequence[int]) -> list[int]:
         """`join(encode(a), encode(b)) == encode(a + " " + b)`, unless a ends or b begins with white space. An empty
         side adds nothing, not even the space."""
         return [*a, *self.separator, *b] if len(a) and len(b) else [*a, *b]
 
+    @abc.abstractmethod
     def to_seqio(self):
         """The SeqIO vocabulary with the same ids. Imports seqio."""
-        raise NotImplementedError
 
 
 class _Bytes(Vocabulary):
