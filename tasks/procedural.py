@@ -1,14 +1,17 @@
 """The procedural suite: prompted tasks composed of operations and arguments, made from a seed without any download.
 
-A task is one operation on one tuple of arguments: "the past tense of the second and first word", "the letters without
+A task is one operation on one tuple of arguments: "the past of the verb and the plural of the noun", "the letters without
 k". The arguments stand in the instruction alone and all operations of a type share one input format, so that the input
 does not tell what is asked. Importing this module registers every task and four mixtures:
 
 - `procedural_train`: what is trained on;
 - `procedural_seen_tasks`: a spread sample of those, for evaluation on their test examples;
 - `procedural_unseen_tasks`: (operation, arguments) that training never shows, of types that it does. Every argument
-  value occurs in training in another combination. Half of these tasks bring wordings that training never uses;
-- `procedural_unseen_types`: whole types that training never shows.
+  value occurs in training in another combination; what a task of `procedural_parts` asks together is never asked
+  together in training. Half of these tasks bring wordings that training never uses;
+- `procedural_unseen_types`: whole types that training never shows. `glossary` and `planner` ask for one part of each of
+  two trained types, in rows that neither has; `travel` selects words of categories that no selection was trained on;
+  `queue` asks trained questions about neighbours for people, in other words.
 
 What it can show: that a method reads an instruction it has never seen and composes what it knows, that a training
 pipeline works from end to end, and, since every answer is exact and every baseline known, how much each part of it
@@ -17,14 +20,14 @@ come from templates, its tasks resemble each other far more than real tasks do, 
 that are trained under other types. A method that wins here has not thereby been shown to win on real tasks.
 """
 
-import collections
 import itertools
 
 from zeroprompt_jax.data import cards
-from zeroprompt_jax.tasks import procedural_keyed, procedural_lists, procedural_text, procedural_unseen
+from zeroprompt_jax.tasks import procedural_lists, procedural_parts, procedural_text
 from zeroprompt_jax.tasks.procedural_spec import CODE_VERSION, SEED, Spec, examples, specs, wordings
 
-KINDS = procedural_keyed.KINDS + procedural_lists.KINDS + procedural_text.KINDS + procedural_unseen.KINDS
+TRAINED = procedural_parts.KINDS + procedural_lists.KINDS + procedural_text.KINDS
+KINDS = TRAINED + procedural_parts.UNSEEN_KINDS + procedural_lists.UNSEEN_KINDS
 # Examples per task: (train, test). Held-out tasks have some for adaptation; `procedural_train` does not hold them.
 COUNTS = {"train": (80, 20), "held_out_task": (64, 64), "held_out_type": (64, 64)}
 SEEN_TASKS_STRIDE = 7
@@ -61,18 +64,6 @@ DOMAINS = {kind.name: kind.domain for kind in KINDS}
 SPECS: dict[str, Spec] = {spec.name: spec for kind in KINDS for spec in specs(kind)}
 
 
-# Plain selection and look-up are what most types build on. With as few examples as any other type they are learned
-# last, and everything that needs them later still; so they get this share of the batch.
-SHARES = {"list_selection": 0.3, "lookup": 0.15}
-
-
-def _rates(tasks: list[str]) -> dict[str, float]:
-    """Sampling rates: a type in SHARES has that share, spread over its tasks; all other tasks are equally likely."""
-    count = collections.Counter(SPECS[task].type for task in tasks)
-    rest = (1 - sum(SHARES.values())) / sum(n for kind, n in count.items() if kind not in SHARES)
-    return {t: SHARES[kind] / count[kind] if (kind := SPECS[t].type) in SHARES else rest for t in tasks}
-
-
 def register() -> None:
     """Registers all tasks and mixtures; harmless when done twice."""
     pools: dict[str, list[str]] = {}
@@ -80,7 +71,7 @@ def register() -> None:
         names = pools.setdefault(spec.pool, [])
         cards.register(card_of(spec, spec.pool != "train" and len(names) % 2 == 0), source_of(spec))
         names.append(spec.name)
-    cards.register_mixture("procedural_train", _rates(pools["train"]))
+    cards.register_mixture("procedural_train", pools["train"])
     cards.register_mixture("procedural_seen_tasks", pools["train"][::SEEN_TASKS_STRIDE])
     cards.register_mixture("procedural_unseen_tasks", pools["held_out_task"])
     cards.register_mixture("procedural_unseen_types", pools["held_out_type"])

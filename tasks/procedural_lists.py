@@ -1,12 +1,13 @@
 """Types over a short list of words, numbers or letters ("cat dog pig lion fox"): finding, counting, editing."""
 
+import itertools
 from collections.abc import Sequence
 
 from zeroprompt_jax.tasks import procedural_words as words
 from zeroprompt_jax.tasks.procedural_spec import Draw, Kind, Operation, asking, pairs, singles
 
 LENGTH = 5
-EDITED_LENGTH = 4
+EDITED_LENGTH = 3
 
 
 def neighbour(name: str, offset: int, items: Sequence[str], train: int, held_out: int, wording: dict) -> Operation:
@@ -32,95 +33,8 @@ def _neighbours() -> Kind:
                             unseen="the word next after {0}")),
         ("before", -1, asking("the word before {0}", "the word that {0} follows", "the previous word before {0}",
                               unseen="the word previous to {0}")),
-        ("second_after", 2, asking("the second word after {0}", "the word two places after {0}",
-                                   "the word two after {0}", unseen="the second word that follows {0}")),
-        ("second_before", -2, asking("the second word before {0}", "the word two places before {0}",
-                                     "the word two before {0}", unseen="the second previous word before {0}")),
     )  # fmt: skip
-    return Kind("neighbours", "lists", tuple(neighbour(n, k, items, 9, 1, ask) for n, k, ask in rows))
-
-
-def _selection() -> Kind:
-    """Lists that hold exactly two words of one category."""
-    kinds = tuple(words.CATEGORIES)
-    rows = (
-        # name, which of the two, offset from it
-        ("first", 0, 0, asking("the first {0}", "the {0} that is first", "the {0} nearest to the start",
-                               unseen="the {0} first in the list")),
-        ("last", 1, 0, asking("the last {0}", "the {0} that is last", "the {0} nearest to the end",
-                              unseen="the {0} last in the list")),
-        ("after_first", 0, 1, asking("the word after the first {0}", "the word that follows the first {0}",
-                                     "the next word after the first {0}",
-                                     unseen="the word next after the first {0} in the list")),
-        ("before_first", 0, -1, asking("the word before the first {0}", "the word that the first {0} follows",
-                                       "the previous word before the first {0}",
-                                       unseen="the word previous to the first {0} in the list")),
-        ("after_last", 1, 1, asking("the word after the last {0}", "the word that follows the last {0}",
-                                    "the next word after the last {0}",
-                                    unseen="the word next after the last {0} in the list")),
-        ("before_last", 1, -1, asking("the word before the last {0}", "the word that the last {0} follows",
-                                      "the previous word before the last {0}",
-                                      unseen="the word previous to the last {0} in the list")),
-    )  # fmt: skip
-
-    def operation(name, which, offset, wording):
-        def places(category, row):
-            at = [i for i, w in enumerate(row) if words.CATEGORY_OF.get(w) == category]
-            return at if len(at) == 2 and 0 <= at[which] + offset < len(row) else None
-
-        def sample(draw, arguments):
-            mine = words.CATEGORIES[arguments[0]]
-            others = [w for w in words.THINGS if w not in mine]
-            while True:
-                row = draw.shuffled(draw.some(mine, 2) + draw.some(others, LENGTH - 2))
-                if places(arguments[0], row):
-                    return " ".join(row)
-
-        def solve(text, arguments):
-            row = text.split()
-            at = places(arguments[0], row)
-            return row[at[which] + offset] if at else None
-
-        return Operation(name, singles(kinds), sample=sample, solve=solve, train=10, held_out=1, **wording)
-
-    return Kind("category_selection", "lists", tuple(operation(*row) for row in rows))
-
-
-def _sorting() -> Kind:
-    numbers = range(1, 21)
-    bounds = range(3, 18)
-
-    def bounded(name, keep, choose, wording):
-        def solve(text, arguments):
-            kept = [n for n in map(int, text.split()) if keep(n, int(arguments[0]))]
-            return choose(kept)
-
-        def sample(draw, arguments):
-            while True:
-                text = " ".join(map(str, draw.some(numbers, LENGTH)))
-                if solve(text, arguments):
-                    return text
-
-        return Operation(name, singles(bounds), sample=sample, solve=solve, train=11, held_out=2, **wording)
-
-    def edge(edge_of):
-        return lambda kept: str(edge_of(kept)) if kept else None
-
-    return Kind(
-        "sorting",
-        "numbers",
-        (
-            bounded("smallest_above", lambda n, bound: n > bound, edge(min), asking(
-                "the smallest number above {0}", "the lowest number above {0}", "the first number above {0}",
-                unseen="the number above {0} that is lowest")),
-            bounded("largest_below", lambda n, bound: n < bound, edge(max), asking(
-                "the largest number below {0}", "the highest number below {0}", "the last number below {0}",
-                unseen="the number below {0} that is highest")),
-            bounded("count_above", lambda n, bound: n > bound, lambda kept: str(len(kept)), asking(
-                "the count of numbers above {0}", "how many numbers are above {0}", "how many are above {0}",
-                unseen="how many numbers there are above {0}")),
-        ),
-    )  # fmt: skip
+    return Kind("neighbours", "lists", tuple(neighbour(n, k, items, 10, 2, ask) for n, k, ask in rows))
 
 
 def _counting() -> Kind:
@@ -129,16 +43,16 @@ def _counting() -> Kind:
     def operation(name, arguments, train, held_out, wording):
         def sample(draw, arguments):
             # The count is drawn first, so that every answer is equally likely.
-            n = draw.below(4)
+            n = draw.below(3)
             hits = [draw.pick(arguments) for _ in range(n)]
-            pool = draw.some([x for x in letters if x not in arguments], 3)
-            return " ".join(draw.shuffled(hits + [draw.pick(pool) for _ in range(LENGTH - n)]))
+            pool = draw.some([x for x in letters if x not in arguments], 2)
+            return " ".join(draw.shuffled(hits + [draw.pick(pool) for _ in range(EDITED_LENGTH + 1 - n)]))
 
         def solve(text, arguments):
             return str(sum(x in arguments for x in text.split()))
 
         return Operation(name, arguments, sample=sample, solve=solve, train=train, held_out=held_out,
-                         options=lambda arguments: tuple("0123"), **wording)  # fmt: skip
+                         options=lambda arguments: tuple("012"), **wording)  # fmt: skip
 
     return Kind(
         "counting",
@@ -147,7 +61,7 @@ def _counting() -> Kind:
             operation("letter", singles(letters), 11, 2, asking(
                 "the count of {0}", "how many times {0} is there", "how many letters are {0}",
                 unseen="how many {0} there are")),
-            operation("either", pairs(letters), 52, 4, asking(
+            operation("either", pairs(letters), 38, 4, asking(
                 "the count of {0} or {1}", "how many times {0} or {1} is there", "how many letters are {0} or {1}",
                 unseen="how many {0} or {1} there are")),
         ),
@@ -179,7 +93,7 @@ def _membership() -> Kind:
         "lists",
         (
             Operation(
-                "which_of", pairs(items), sample=which_sample, solve=which_solve, train=44, held_out=4,
+                "which_of", pairs(items), sample=which_sample, solve=which_solve, train=36, held_out=4,
                 options=lambda arguments: (*arguments, "both", "neither"),
                 **asking(
                     "which of {0} and {1} is in the list", "which is there, {0} or {1}, both or neither",
@@ -227,12 +141,6 @@ def _string_edit() -> Kind:
         ("capitalise", lambda row, i: row[:i] + [row[i].upper()] + row[i + 1 :], asking(
             "the letters with {0} as a capital", "the string with capital {0}", "the letters with a large {0}",
             unseen="the string with {0} as a capital")),
-        ("cut_before", lambda row, i: row[i:], asking(
-            "the letters from {0} on", "the string that starts at {0}", "the letters from {0} to the end",
-            unseen="the string from {0} on")),
-        ("cut_after", lambda row, i: row[: i + 1], asking(
-            "the letters up to {0}", "the string that ends at {0}", "the letters from the start to {0}",
-            unseen="the string up to {0}")),
         ("move_first", lambda row, i: [row[i]] + row[:i] + row[i + 1 :], asking(
             "the letters with {0} moved to the start", "the string with {0} put first", "the letters with {0} in front",
             unseen="the string with {0} moved to the start")),
@@ -240,7 +148,7 @@ def _string_edit() -> Kind:
             "the letters with {0} moved to the end", "the string with {0} put last", "the letters with {0} at the end",
             unseen="the string with {0} moved to the end")),
     )  # fmt: skip
-    return _edits("string_edit", "letters", words.LETTERS[:13], 11, rows)
+    return _edits("string_edit", "letters", words.LETTERS[:13], 8, rows)
 
 
 def _list_edit() -> Kind:
@@ -261,15 +169,58 @@ def _list_edit() -> Kind:
             "the list with {0} moved to the end", "the list with {0} put last", "the words with {0} at the end",
             unseen="the words with {0} moved to the end")),
     )  # fmt: skip
-    return _edits("list_edit", "lists", words.CATEGORIES["colour"], 10, rows)
+    return _edits("list_edit", "lists", words.CATEGORIES["colour"], 8, rows)
+
+
+def _topics() -> Kind:
+    kinds = tuple(words.CATEGORIES)
+
+    def sample(draw, arguments):
+        others = [w for w in words.THINGS if words.CATEGORY_OF[w] not in arguments]
+        thing = draw.pick(words.CATEGORIES[draw.pick(arguments)])
+        return " ".join(draw.shuffled([thing, *draw.some(others, 3)]))
+
+    def solve(text, arguments):
+        found = {words.CATEGORY_OF.get(w) for w in text.split()} & set(arguments)
+        return found.pop() if len(found) == 1 else None
+
+    def operation(name, arguments, train, held_out, listed):
+        return Operation(
+            name, arguments, sample=sample, solve=solve, train=train, held_out=held_out,
+            options=lambda arguments: arguments,
+            **asking(f"which is there, {listed}", f"which of {listed} is in the list", f"the topic, {listed}",
+                     unseen=f"which of {listed} is there"),
+        )  # fmt: skip
+
+    return Kind(
+        "topic_classification",
+        "general",
+        (
+            operation("of_two", pairs(kinds), 40, 4, "{0} or {1}"),
+            operation("of_three", tuple(itertools.combinations(kinds, 3)), 30, 4, "{0}, {1} or {2}"),
+        ),
+    )
+
+
+def _queue() -> Kind:
+    """Never trained on: the neighbours of people."""
+    rows = (
+        ("next_person", 1, asking("who is next after {0}", "the name of the one after {0}", "the one that follows {0}",
+                                  unseen="the person that is after {0}")),
+        ("previous_person", -1, asking("who is before {0}", "the name of the one before {0}",
+                                       "the one that {0} follows",
+                                       unseen="the person that is before {0}")),
+    )  # fmt: skip
+    names = words.NAMES
+    return Kind("queue", "people", tuple(neighbour(n, k, names, 0, len(names), ask) for n, k, ask in rows), seen=False)
 
 
 KINDS = (
     _neighbours(),
-    _selection(),
-    _sorting(),
     _counting(),
     _membership(),
+    _topics(),
     _string_edit(),
     _list_edit(),
 )
+UNSEEN_KINDS = (_queue(),)

@@ -4,13 +4,15 @@ import dataclasses
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 SEED = 2022
 # Raise when any generator, solver or wording below changes what a task's examples are.
-CODE_VERSION = 5
+CODE_VERSION = 6
 # Around a noun phrase ("the past tense of the second word") and around a question ("who is from rome").
 FRAMES = ("{}?", "what is {}?", "give {}.", "find {}.", "tell me {}.", "write {}.")
+# For parts asked together; never trained on, made of words that are.
+UNSEEN_FRAMES = ("find me {}.", "give me {}.", "write what is {}.")
 QUESTION_FRAMES = ("{}?", "say {}.", "find {}.", "tell me {}.", "write {}.")
 QUESTION_WORDS = ("who", "what", "which", "where", "how", "in which", "from where", "whichever")
 
@@ -55,6 +57,9 @@ class Operation:
       solve: the answer for any input text of the type, or None where the operation says nothing about it.
       train, held_out: how many tasks of each pool it gives at most.
       options: answer options for these arguments; empty for a free answer.
+      phrases, unseen_phrases: how an argument may be written in `wordings` and in `unseen`; itself where not listed.
+      reserved: whether arguments are kept from training, so that held-out tasks are these alone; None: any may be
+        held out that training has not drawn.
     """
 
     name: str
@@ -66,6 +71,15 @@ class Operation:
     train: int
     held_out: int
     options: Callable[[tuple[str, ...]], tuple[str, ...]] = lambda arguments: ()
+    phrases: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    unseen_phrases: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    reserved: Callable[[tuple[str, ...]], bool] | None = None
+
+    def divided(self, order: Sequence[tuple[str, ...]]) -> tuple[list, list]:
+        """All arguments in this order, divided into those of training tasks and those that may be held out."""
+        kept = self.reserved or (lambda arguments: False)
+        train = [a for a in order if not kept(a)][: self.train]
+        return train, [a for a in order if (kept(a) if self.reserved else a not in train)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,12 +141,13 @@ def specs(kind: Kind, seed: int = SEED) -> list[Spec]:
             for op, order in zip(kind.operations, drawn)
             for args in order[: op.held_out]
         ]
-    train = [Spec(kind.name, op, a) for op, order in zip(kind.operations, drawn) for a in order[: op.train]]
+    divided = [(op, *op.divided(order)) for op, order in zip(kind.operations, drawn)]
+    train = [Spec(kind.name, op, a) for op, trained, _ in divided for a in trained]
     shown = {value for spec in train for value in spec.arguments}
     held_out = [
         Spec(kind.name, op, args, "held_out_task")
-        for op, order in zip(kind.operations, drawn)
-        for args in [a for a in order[op.train :] if shown.issuperset(a)][: op.held_out]
+        for op, _, others in divided
+        for args in [a for a in others if shown.issuperset(a)][: op.held_out]
     ]
     return train + held_out
 
@@ -141,10 +156,13 @@ def wordings(spec: Spec, seed: int = SEED) -> tuple[tuple[str, ...], tuple[str, 
     """The task's training wordings (5, or all where the operation has fewer) and its unseen wordings (2)."""
     draw = Draw(seed, "wording", spec.name)
     op = spec.operation
-    return tuple(
-        tuple(w.format(*spec.arguments) for w in draw.some(templates, min(n, len(templates))))
-        for templates, n in ((op.wordings, 5), (op.unseen, 2))
-    )
+
+    def some(templates, phrases, n):
+        ways = [phrases.get(a, (a,)) for a in spec.arguments]
+        every = [w.format(*chosen) for w in templates for chosen in itertools.product(*ways)]
+        return tuple(draw.some(every, min(n, len(every))))
+
+    return some(op.wordings, op.phrases, 5), some(op.unseen, op.unseen_phrases, 2)
 
 
 def examples(spec: Spec, seed: int = SEED) -> Iterator[dict[str, str]]:

@@ -1,10 +1,13 @@
-"""Types over sentences: entailment in a world of three facts, and reading about two people."""
+"""Types over facts: entailment in a world of two, reading about two people, and a table of three rows."""
+
+import itertools
 
 from zeroprompt_jax.tasks import procedural_words as words
 from zeroprompt_jax.tasks.procedural_spec import Draw, Kind, Operation, asking, pairs, singles
 
-FACTS = 3
+FACTS = 2
 PEOPLE = 2
+ROWS = 3
 
 
 def _world(text: str) -> dict[str, str]:
@@ -62,7 +65,7 @@ def _entailment() -> Kind:
         "small world",
         (
             Operation(
-                "located", pairs(objects, places), sample=located_sample, solve=located(False), train=30, held_out=3,
+                "located", pairs(objects, places), sample=located_sample, solve=located(False), train=24, held_out=3,
                 options=lambda arguments: answers,
                 wordings=(
                     "is the {0} in the {1}?", "the {0} is in the {1}: yes, no or maybe?",
@@ -72,7 +75,7 @@ def _entailment() -> Kind:
                 unseen=("is it true that the {0} is in the {1}?", "does the {0} in the {1} follow?"),
             ),
             Operation(
-                "not_located", pairs(objects, places), sample=located_sample, solve=located(True), train=22, held_out=2,
+                "not_located", pairs(objects, places), sample=located_sample, solve=located(True), train=16, held_out=2,
                 options=lambda arguments: answers,
                 wordings=(
                     "is the {0} not in the {1}?", "the {0} not in the {1}: yes, no or maybe?",
@@ -82,7 +85,7 @@ def _entailment() -> Kind:
                 unseen=("is it true that the {0} is not in the {1}?", "does the {0} not in the {1} follow?"),
             ),
             Operation(
-                "together", pairs(objects), sample=together_sample, solve=together_solve, train=14, held_out=1,
+                "together", pairs(objects), sample=together_sample, solve=together_solve, train=10, held_out=1,
                 options=lambda arguments: answers,
                 wordings=(
                     "are the {0} and the {1} in the same place?", "is the {0} with the {1}: yes, no or maybe?",
@@ -145,4 +148,52 @@ def _reading() -> Kind:
     )  # fmt: skip
 
 
-KINDS = (_entailment(), _reading())
+def _lookup() -> Kind:
+    """A table of names and instruments; what is asked for is named by the other of its row."""
+    names, values = words.NAMES, words.CATEGORIES["instrument"]
+
+    def table(text):
+        return dict(row.split() for row in text.split(", "))
+
+    def write(draw, rows):
+        more = zip(
+            draw.some([k for k in names if k not in rows], ROWS - len(rows)),
+            draw.some([v for v in values if v not in rows.values()], ROWS - len(rows)),
+        )
+        return ", ".join(f"{k} {v}" for k, v in draw.shuffled([*rows.items(), *more]))
+
+    def value_sample(draw, arguments):
+        return write(draw, dict(zip(arguments, draw.some(values, len(arguments)))))
+
+    def value_solve(text, arguments):
+        found = [table(text).get(name) for name in arguments]
+        return None if None in found else " ".join(found)
+
+    def key_sample(draw, arguments):
+        return write(draw, {draw.pick(names): arguments[0]})
+
+    def key_solve(text, arguments):
+        return next((k for k, v in table(text).items() if v == arguments[0]), None)
+
+    value_of = "the word with {}", "the value of {}", "what goes with {}", "the word that goes with {}"
+
+    def asking_for(named):
+        *trained, unseen = (phrase.format(named) for phrase in value_of)
+        return asking(*trained, unseen=unseen)
+
+    return Kind(
+        "lookup",
+        "tables",
+        (
+            Operation("value", singles(names), sample=value_sample, solve=value_solve, train=6, held_out=2,
+                      **asking_for("{0}")),
+            Operation("value_of_two", tuple(itertools.permutations(names, 2)), sample=value_sample, solve=value_solve,
+                      train=18, held_out=2, **asking_for("{0} and {1}")),
+            Operation("key", singles(values), sample=key_sample, solve=key_solve, train=10, held_out=0,
+                      **asking("the key of {0}", "the word that has {0}", "the owner of {0}",
+                               unseen="the key that has {0}")),
+        ),
+    )  # fmt: skip
+
+
+KINDS = (_entailment(), _reading(), _lookup())

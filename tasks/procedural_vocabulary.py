@@ -22,10 +22,13 @@ def words() -> list[str]:
     found |= {w for value in vars(word_lists).values() for w in _strings(value)}
     for spec in procedural.SPECS.values():
         # A few examples are enough for the words between the values: the values are in the word lists.
-        texts = [*spec.operation.wordings, *spec.operation.unseen, *spec.arguments]
+        op = spec.operation
+        texts = [*op.wordings, *op.unseen]
+        for argument in spec.arguments:
+            texts += [*op.phrases.get(argument, (argument,)), *op.unseen_phrases.get(argument, ())]
         for example in itertools.islice(procedural.source_of(spec).examples("train"), 4):
             texts += example.values()
-        texts += spec.operation.options(spec.arguments)
+        texts += op.options(spec.arguments)
         for text in texts:
             found |= {w.strip(PUNCTUATION) for w in text.split() if "{" not in w}
     return sorted(found - {""})

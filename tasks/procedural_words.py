@@ -28,7 +28,6 @@ CITIES = _words("rome paris london berlin madrid oslo vienna prague athens cairo
 DRINKS = _words("tea coffee milk water juice cocoa wine beer cider cola lemonade soda punch rum mead broth")
 OBJECTS = _words("ball key cup coin ring book letter pen doll map candle stone clock bottle")
 PLACES = _words("box bag drawer kitchen garden car basket room cave tent barn tower")
-FIELDS = _words("pet city hobby drink team school street hair house band number language")
 LETTERS = tuple("abcdefghijklmnopqrstuvwxyz")
 
 MONTHS = _words("january february march april may june july august september october november december")
@@ -41,33 +40,32 @@ NUMBERS = _words(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty"
 )
-ORDINALS = _words("first second third fourth")
 
-# base, past
+# base, past, gerund
 VERBS = tuple(
     map(
         _words,
         (
-            "walk walked",
-            "sing sang",
-            "run ran",
-            "write wrote",
-            "eat ate",
-            "sleep slept",
-            "swim swam",
-            "speak spoke",
-            "jump jumped",
-            "draw drew",
-            "fly flew",
-            "sell sold",
-            "laugh laughed",
-            "go went",
-            "buy bought",
-            "ride rode",
-            "throw threw",
-            "carry carried",
-            "sit sat",
-            "think thought",
+            "walk walked walking",
+            "sing sang singing",
+            "run ran running",
+            "write wrote writing",
+            "eat ate eating",
+            "sleep slept sleeping",
+            "swim swam swimming",
+            "speak spoke speaking",
+            "jump jumped jumping",
+            "draw drew drawing",
+            "fly flew flying",
+            "sell sold selling",
+            "laugh laughed laughing",
+            "go went going",
+            "buy bought buying",
+            "ride rode riding",
+            "throw threw throwing",
+            "carry carried carrying",
+            "sit sat sitting",
+            "think thought thinking",
         ),
     )
 )
@@ -123,29 +121,29 @@ ADJECTIVES = tuple(
     )
 )
 LANGUAGES = _words("spanish french")
-# english, then one word per language of LANGUAGES (lower case, without accents)
-TRANSLATIONS = tuple(
-    map(
-        _words,
-        (
-            "hound perro chien",
-            "home casa maison",
-            "sun sol soleil",
-            "moon luna lune",
-            "friend amigo ami",
-            "night noche nuit",
-            "sea mar mer",
-            "door puerta porte",
-            "fish pez poisson",
-            "snow nieve neige",
-            "fire fuego feu",
-            "hill colina colline",
-            "tree arbol arbre",
-            "gift regalo cadeau",
-            "street calle rue",
-            "bridge puente pont",
-        ),
-    )
-)
+# By kind: english, then one word per language of LANGUAGES (lower case, without accents).
+TRANSLATIONS = {
+    kind: tuple(map(_words, rows.split(",")))
+    for kind, rows in {
+        "animal": "cat gato chat,dog perro chien,horse caballo cheval,cow vaca vache,fox zorro renard,wolf lobo loup,"
+        "bear oso ours,pig cerdo cochon",
+        "colour": "red rojo rouge,blue azul bleu,green verde vert,black negro noir,white blanco blanc,"
+        "yellow amarillo jaune,pink rosado rose,silver plata argent",
+        "food": "bread pan pain,cheese queso fromage,rice arroz riz,egg huevo oeuf,apple manzana pomme,pear pera poire,"
+        "onion cebolla oignon,soup sopa soupe",
+        "nature": "sun sol soleil,moon luna lune,sea mar mer,snow nieve neige,fire fuego feu,tree arbol arbre,"
+        "star estrella etoile,rain lluvia pluie",
+    }.items()
+}
+ROMAN = {2: "II", 3: "III", 4: "IV", 6: "VI", 7: "VII", 8: "VIII", 9: "IX", 11: "XI", 12: "XII"}
+
 # (from, to, factor): the amount in the input is in `from`. No two factors are equal: they would be one function.
-CONVERSIONS = (("weeks", "days", 7), ("yards", "feet", 3), ("decades", "years", 10), ("pairs", "pieces", 2))
+CONVERSIONS = (
+    ("weeks", "days", 7),
+    ("yards", "feet", 3),
+    ("decades", "years", 10),
+    ("pairs", "pieces", 2),
+    ("dozens", "units", 12),
+    ("nickels", "cents", 5),
+    ("gallons", "quarts", 4),
+)

@@ -132,6 +132,37 @@ def test_clip_norm_is_of_the_whole_gradient():
         assert moved["a"] == pytest.approx([-3 * scale, 0]) and moved["b"] == pytest.approx([-4 * scale])
 
 
+def test_muon_makes_matrices_orthogonal_and_leaves_the_rest_to_adamw():
+    params = {"a/kernel": np.zeros((6, 8), np.float32), "embedding": np.zeros((5, 4), np.float32)}
+    moved = run(Optimizer("muon", Schedule(1.0)).build(5), params, lambda step: noise(params, 1), steps=1)
+    singular = np.linalg.svd(moved["a/kernel"], compute_uv=False)
+    given = np.linalg.svd(noise(params, 1)["a/kernel"], compute_uv=False)
+    assert given[0] / given[3] > 100 and singular[0] / singular[3] < 10, "a few Newton-Schulz steps even them out"
+    alone = run(optax.adamw(1.0, weight_decay=0.0), params, lambda step: noise(params, 1), steps=1)
+    assert moved["embedding"] == pytest.approx(alone["embedding"], abs=1e-6)
+
+
+def test_muon_treats_the_layers_of_a_scanned_stack_one_by_one():
+    stacked = {"encoder/layers/wi/kernel": np.ones((3, 4, 6), np.float32)}
+    together = run(Optimizer("muon", Schedule(0.1)).build(5), stacked, lambda step: noise(stacked, step))
+    for i in range(3):
+        cut = lambda tree: jax.tree.map(lambda x: x[i], tree)
+        alone = run(Optimizer("muon", Schedule(0.1)).build(5), cut(stacked), lambda step: cut(noise(stacked, step)))
+        assert small_model.worst(cut(together), alone) < 1e-4
+
+
+def test_multipliers_scale_the_rate_of_what_they_match():
+    params = {"a": np.zeros(2, np.float32), "b": np.zeros(2, np.float32), "ab": np.zeros(2, np.float32)}
+    gradient = {path: np.ones(2, np.float32) for path in params}
+    optimizer = Optimizer("sgd", Schedule(1.0), multipliers={"a": 0.5, ".?b": 0.0, "ab": 9.0})
+    moved = run(optimizer.build(1), params, lambda step: gradient, steps=1)
+    assert {path: float(x[0]) for path, x in moved.items()} == {"a": -0.5, "b": 0.0, "ab": 0.0}
+    with pytest.raises(UserError, match="'c' matches no parameter"):
+        Optimizer("sgd", multipliers={"c": 1.0}).build(1).init(params)
+    with pytest.raises(UserError, match="cannot be negative"):
+        Optimizer(multipliers={"a": -1.0})
+
+
 def test_unknown_names_and_impossible_warm_ups():
     with pytest.raises(UserError, match="Unknown optimizer 'adamv'. Did you mean 'adamw'?"):
         Optimizer("adamv")

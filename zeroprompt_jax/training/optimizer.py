@@ -2,16 +2,17 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers
 
 from zeroprompt_jax.errors import UserError, unknown
 
 SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
-OPTIMIZERS = ("adafactor", "adamw", "sgd")
+OPTIMIZERS = ("adafactor", "adamw", "muon", "sgd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,15 @@ class Schedule:
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
     """adafactor (default, T5's settings: decay 0.8, update clipping 1.0, steps relative to the parameter's scale,
-    factored second moments), adamw or sgd. clip_norm: of the whole gradient, before the optimizer; None is off."""
+    factored second moments), adamw, muon or sgd.
+
+    muon (Jordan et al. 2024) orthogonalises the update of every kernel of a layer, here with three Newton-Schulz steps;
+    what is not such a matrix (embeddings, position biases, scales) trains by adamw. On one small model and few steps it
+    learns from a third of the examples that adamw needs, at under twice the time per step.
+
+    clip_norm: of the whole gradient, before the optimizer; None is off. multipliers: path regex -> factor of the
+    learning rate for the parameters it fully matches; the first match counts.
+    """
 
     name: str = "adafactor"
     schedule: Schedule = Schedule()
@@ -60,16 +69,31 @@ class Optimizer:
     decay_rate: float = 0.8
     decay_offset: int = 0
     momentum: float | None = None
+    multipliers: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.name not in OPTIMIZERS:
             raise unknown("optimizer", self.name, OPTIMIZERS)
+        for regex, factor in self.multipliers.items():
+            if factor < 0:
+                raise UserError(f"Optimizer.multipliers['{regex}'] is {factor}; a learning rate cannot be negative.")
 
     def build(self, total_steps: int) -> optax.GradientTransformation:
         """The optax transformation over a flat dict of parameters named by path."""
         rate = self.schedule.build(total_steps)
         if self.name == "adamw":
             tx = optax.adamw(rate, self.b1, self.b2, weight_decay=self.weight_decay)
+        elif self.name == "muon":
+            tx = optax.contrib.muon(
+                rate,
+                ns_steps=3,
+                weight_decay=self.weight_decay,
+                adam_b1=self.b1,
+                adam_b2=self.b2,
+                adam_weight_decay=self.weight_decay,
+                adam_learning_rate=rate,
+                muon_weight_dimension_numbers=_matrices,
+            )
         elif self.name == "sgd":
             tx = optax.chain(optax.add_decayed_weights(self.weight_decay), optax.sgd(rate, self.momentum))
         else:
@@ -84,7 +108,34 @@ class Optimizer:
             # scale are statistics of a whole leaf, so each layer's slice gets its own.
             each = over_leading_axis(adafactor)
             tx = optax.partition({"encoder": each, "decoder": each, "rest": adafactor}, _stacks)
+        if self.multipliers:
+            tx = optax.chain(tx, _scaled_by_path(self.multipliers))
         return tx if self.clip_norm is None else optax.chain(optax.clip_by_global_norm(self.clip_norm), tx)
+
+
+def _matrices(params: dict[str, jax.Array]) -> dict[str, MuonDimensionNumbers | None]:
+    """What Muon orthogonalises: the two last axes of kernels, for each layer of a scanned stack on its own."""
+    matrix = MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+    return {path: matrix if path.endswith("/kernel") else None for path in params}
+
+
+def _scaled_by_path(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
+    """Multiplies updates by the factor of the first regex that fully matches their path. A regex without any is an
+    error: it is never what was meant."""
+
+    def factor(path):
+        return next((x for regex, x in multipliers.items() if re.fullmatch(regex, path)), 1.0)
+
+    def init(params):
+        for regex in multipliers:
+            if not any(re.fullmatch(regex, path) for path in params):
+                raise UserError(f"Optimizer.multipliers: '{regex}' matches no parameter that trains.")
+        return optax.EmptyState()
+
+    def update(updates, state, params=None):
+        return {path: factor(path) * x for path, x in updates.items()}, state
+
+    return optax.GradientTransformation(init, update)
 
 
 def _stacks(params: dict[str, jax.Array]) -> dict[str, str]:
