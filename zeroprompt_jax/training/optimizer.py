@@ -53,8 +53,7 @@ class Optimizer:
     factored second moments), adamw, muon or sgd.
 
     muon (Jordan et al. 2024) orthogonalises the update of every kernel of a layer, here with three Newton-Schulz steps;
-    what is not such a matrix (embeddings, position biases, scales) trains by adamw. On one small model and few steps it
-    learns from a third of the examples that adamw needs, at under twice the time per step.
+    what is not such a matrix (embeddings, position biases, scales) trains by adamw with Nesterov momentum.
 
     clip_norm: of the whole gradient, before the optimizer; None is off. multipliers: path regex -> factor of the
     learning rate for the parameters it fully matches; the first match counts.
