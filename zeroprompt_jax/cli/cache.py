@@ -1,6 +1,7 @@
 """Renders and tokenises the tasks of a mixture once, into the store that training reads."""
 
 import argparse
+import dataclasses
 
 from zeroprompt_jax import config
 from zeroprompt_jax.errors import UserError
@@ -31,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
     directory = data.cache_dir or (f"{config.macro('MODEL_DIR')}/cache" if config.macro("MODEL_DIR") else None)
     if directory is None:
         raise UserError("zeroprompt cache needs --cache_dir DIRECTORY, or a config that sets MODEL_DIR or Data.cache_dir.")
-    data.register(args.module)
+    data = dataclasses.replace(data, modules=(*data.modules, *args.module))
+    data.register()
     store, _ = data.open(directory.removesuffix("/cache") if data.cache_dir is None else directory)
     sizes = {split: sum(store.size(task, split) for task in store.tasks) for split in ("train", "test")}
     print(f"{len(store.tasks):,} tasks, {sizes['train']:,} train and {sizes['test']:,} test examples in {directory}")
