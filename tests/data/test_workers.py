@@ -12,7 +12,7 @@ from zeroprompt_jax.data.vocabulary import load_vocabulary
 from zeroprompt_jax.errors import UserError
 
 BYTES = load_vocabulary("bytes")
-MODULE = '''
+MODULE = """
 import functools, os
 from zeroprompt_jax.data import cards
 
@@ -38,7 +38,7 @@ def register(names):
         cards.register(cards.TaskCard(name=name, type="t", instructions=(f"Do {{name}}.",)), cards.Source(made, "1"))
 
 register([*(f"{{kind}}_{{i}}" for i in range(20) for kind in ("sent", "local")), "fatal", "fatal_local", "empty"])
-'''
+"""
 
 
 @pytest.fixture

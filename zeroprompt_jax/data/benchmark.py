@@ -1,4 +1,4 @@
-"""How much time and memory the training stream takes with a given number of tasks, and stock SeqIO's for the same tasks.
+"""How much time and memory the training stream of N tasks takes, and stock SeqIO for the same tasks.
 
 Every figure comes from a process of its own, so that peak memory is that of one thing: one process caches the tasks (it
 is not counted), one opens the cache and draws batches, one does with stock SeqIO what its users do.

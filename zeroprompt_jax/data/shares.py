@@ -1,4 +1,4 @@
-"""What a run's sampling shares come to: the lines printed before training, with a warning where a rate is surprising."""
+"""What a run's sampling shares come to: lines printed before training, with a warning where a rate is surprising."""
 
 import textwrap
 from collections import Counter
@@ -9,9 +9,7 @@ MANY_TIMES_UNIFORM = 10.0
 _WIDTH = 120
 
 
-def describe(
-    shares: Mapping[str, float], types: Mapping[str, str], sizes: Mapping[str, int], draws: int
-) -> list[str]:
+def describe(shares: Mapping[str, float], types: Mapping[str, str], sizes: Mapping[str, int], draws: int) -> list[str]:
     """The expected share of every type, the most and the least drawn task, and at most one warning.
 
     Args:

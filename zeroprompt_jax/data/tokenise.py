@@ -61,9 +61,7 @@ def fingerprint(card: cards.TaskCard, source: cards.Source, vocabulary: Vocabula
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def tokenise(
-    card: cards.TaskCard, source: cards.Source, vocabulary: Vocabulary, recipe: Recipe
-) -> dict[str, Any]:
+def tokenise(card: cards.TaskCard, source: cards.Source, vocabulary: Vocabulary, recipe: Recipe) -> dict[str, Any]:
     """All that a store keeps of a task.
 
     Returns:

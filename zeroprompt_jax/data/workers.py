@@ -112,13 +112,14 @@ class _Child:
     """A worker as its parent sees it. `ask` is called by one thread at a time."""
 
     def __init__(self, settings: tuple):
-        paths = os.pathsep.join(sys.path)
+        # A task module that imports jax or tensorflow must not take the accelerator from this process.
+        own = {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         self._process = subprocess.Popen(
             [sys.executable, "-c", _COMMAND],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # what goes wrong there is done again here, and said here
-            env={**os.environ, "PYTHONPATH": paths},
+            env={**os.environ, **own},
         )
         self._first = pickle.dumps(settings)
         self._dead = False
