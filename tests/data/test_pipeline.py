@@ -81,6 +81,15 @@ def test_the_cache_command_takes_a_seqio_mixture(user_module, tmp_path, capsys):
     assert "Did you mean 'user_inner'" in capsys.readouterr().err
 
 
+def test_the_tasks_command_tells_a_seqio_mixtures_shares(user_module, capsys):
+    command = ["tasks", f"--module={user_module}", "--mixture=user_outer"]
+    for policy, share in (([], "71.4286%"), (["--policy=proportional"], "44.4444%")):  # 8 of 4 + 6 + 8 examples
+        assert main([*command, *policy]) == 0
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert ["seqio", "3", "100.00%"] in [line[:3] for line in lines]
+        assert ["user_c", share] in [line[:2] for line in lines]
+
+
 def test_names_of_cards_come_first_and_need_no_seqio(register, tmp_path):
     names = register(3)
     cards.register_mixture("ours", {names[0]: 1, names[1]: 3})
