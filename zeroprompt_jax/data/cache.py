@@ -2,12 +2,13 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import pathlib
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ __all__ = ["Store", "build", "open_store"]
 _SHARD_TASKS = 4096
 _SHARD_BYTES = 32 << 20
 _SHARD_SECONDS = 10.0
+# (jobs, vocabulary, recipe, modules) to what `tokenise` makes of each job, in order.
+Engine = Callable[[Sequence[Job], Vocabulary, Recipe, Sequence[str]], Generator[dict[str, Any], None, None]]
 _TASKS_PER_WORKER = 64  # fewer are tokenised sooner than a process starts
 
 
@@ -41,6 +44,7 @@ def build(
     progress: bool = True,
     modules: Sequence[str] = (),
     workers: int | None = None,
+    engine: Engine | None = None,
 ) -> Store:
     """Caches tasks and opens the result, with task ids in the order given.
 
@@ -63,6 +67,7 @@ def build(
         tokenised in this process.
       workers: processes that tokenise; by default one per processor, but none for fewer than 64 tasks each. What is
         written does not depend on it.
+      engine: what tokenises instead of worker processes, such as `beam.Beam`.
 
     Raises:
       UserError: unknown task, an example that does not fit its card, an empty target, a target outside the vocabulary,
@@ -84,9 +89,11 @@ def build(
         stale = [name for name in tasks if index["prints"].get(name) != prints[name]]
         jobs = [Job(name, prints[name], *entries[name]) for name in stale]
         writer = _Writer(directory, index, np.uint16 if vocabulary.size <= 1 << 16 else np.int32)
-        count = min(processors(), len(stale) // _TASKS_PER_WORKER) if workers is None else workers
+        if engine is None:
+            count = min(processors(), len(stale) // _TASKS_PER_WORKER) if workers is None else workers
+            engine = functools.partial(tokenise_all, workers=count)
         # Closed, so that an error ends the workers before the lock is given up.
-        with contextlib.closing(tokenise_all(jobs, vocabulary, recipe, modules, count)) as made:
+        with contextlib.closing(engine(jobs, vocabulary, recipe, modules)) as made:
             shown = progress and stale
             bar = tqdm.tqdm(made, "caching tasks", len(jobs), unit="task", disable=not shown, file=sys.stderr)
             for job, tokenised in zip(jobs, bar, strict=True):

@@ -92,8 +92,10 @@ class Data:
         """Evaluation group to its tasks."""
         return {group: tuple(seqio_bridge.find_mixture(name)) for group, name in self.evaluation.items()}
 
-    def open(self, model_dir: str, train: bool = True, progress: bool = True) -> tuple[Store, Vocabulary]:
-        """Caches what is not cached yet, and opens it."""
+    def open(
+        self, model_dir: str, train: bool = True, progress: bool = True, engine: cache.Engine | None = None
+    ) -> tuple[Store, Vocabulary]:
+        """Caches what is not cached yet, and opens it. See `cache.build` for the engine."""
         tasks = list(self.training()) if train else []
         tasks = list(dict.fromkeys([*tasks, *(t for group in self.groups().values() for t in group)]))
         vocabulary = load_vocabulary(self.vocabulary)
@@ -108,6 +110,7 @@ class Data:
             max_per_label=self.max_examples_per_label,
             unknown_targets=self.unknown_targets,
             modules=[m for m in self.modules if isinstance(m, str)],
+            engine=engine,
             progress=progress,
         )
         return store, vocabulary

@@ -10,6 +10,7 @@ itself: results and errors are those of one process, only later.
 import collections
 import concurrent.futures
 import contextlib
+import importlib
 import os
 import pickle
 import queue
@@ -59,15 +60,15 @@ def tokenise_all(
     """
     if workers < 0:
         raise UserError(f"A cache cannot be made by {workers} worker processes.")
-    given = (_sendable(job, modules) for job in jobs)
+    given = (request(job, modules) for job in jobs)
     results = _asked(given, (vocabulary.spec, recipe, tuple(modules)), workers) if workers > 1 else (None for _ in jobs)
     with contextlib.closing(results):
         for job, result in zip(jobs, results, strict=True):
             yield tokenise(job.card, job.source, vocabulary, recipe) if result is None else result
 
 
-def _sendable(job: Job, modules: Sequence[str]) -> bytes | None:
-    """The job as a worker reads it, or None where no worker could do it."""
+def request(job: Job, modules: Sequence[str]) -> bytes | None:
+    """The job as a `Tokeniser` in another process reads it, or None where no other process could do it."""
     try:
         task = pickle.dumps((job.card, job.source))
     except Exception:  # objects raise what they like when they are pickled
@@ -149,22 +150,36 @@ def serve() -> None:
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what task modules print must not get among the results
     requests = sys.stdin.buffer
-    spec, recipe, modules = pickle.load(requests)
-    vocabulary = load_vocabulary(spec)
-    pending = list(modules)
+    answer = Tokeniser(*pickle.load(requests))
     while True:
         try:
-            name, expected, task = pickle.load(requests)
+            asked = pickle.load(requests)
         except EOFError:
             return
-        try:
-            if task is None:
-                while pending:
-                    __import__(pending.pop(0))
-            card, source = find(name, vocabulary) if task is None else pickle.loads(task)
-            same = fingerprint(card, source, vocabulary, recipe) == expected
-            result = tokenise(card, source, vocabulary, recipe) if same else None
-        except Exception:
-            result = None
-        pickle.dump(result, results, pickle.HIGHEST_PROTOCOL)
+        pickle.dump(answer(*asked), results, pickle.HIGHEST_PROTOCOL)
         results.flush()
+
+
+class Tokeniser:
+    """Does in another process what a `request` asks.
+
+    Args:
+      spec: of the vocabulary.
+      recipe: which examples.
+      modules: task modules, imported when a task comes by its name alone.
+    """
+
+    def __init__(self, spec: str, recipe: Recipe, modules: Sequence[str]):
+        self._spec, self._recipe, self._modules = spec, recipe, list(modules)
+
+    def __call__(self, name: str, expected: str, task: bytes | None) -> dict[str, Any] | None:
+        """What `tokenise` makes of the task; None where this process cannot, or knows another version of it."""
+        try:
+            vocabulary = load_vocabulary(self._spec)
+            while task is None and self._modules:
+                importlib.import_module(self._modules.pop(0))
+            card, source = find(name, vocabulary) if task is None else pickle.loads(task)
+            same = fingerprint(card, source, vocabulary, self._recipe) == expected
+            return tokenise(card, source, vocabulary, self._recipe) if same else None
+        except Exception:  # the parent does it again, and says what went wrong
+            return None
