@@ -6,11 +6,13 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 
 from zeroprompt_jax.cli.main import main
-from zeroprompt_jax.data import cache, cards
+from zeroprompt_jax.data import cache, cards, workers
 from zeroprompt_jax.data.pipeline import Data
+from zeroprompt_jax.data.vocabulary import load_vocabulary
 from zeroprompt_jax.errors import UserError
 
 SEQIO_TASKS = """
@@ -28,7 +30,7 @@ for name, rows in (("user_a", 4), ("user_b", 6), ("user_c", 8), ("user_never", 3
     seqio.TaskRegistry.add(
         name,
         source=seqio.FunctionDataSource(functools.partial(texts, name=name, rows=rows), splits=("train", "validation")),
-        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+        preprocessors=[seqio.preprocessors.tokenize, lambda rows: rows, seqio.preprocessors.append_eos],
         output_features={"inputs": feature, "targets": feature},
         metric_fns=[],
     )
@@ -69,6 +71,24 @@ def test_a_seqio_mixture_trains_by_its_name_with_its_rates(user_module, tmp_path
     assert Data("user_c", [user_module]).training() == {"user_c": 1.0}
     with pytest.raises(UserError, match="Unknown task or mixture 'user_outr'. Did you mean 'user_outer'"):
         Data("user_outr").training()
+
+
+@pytest.mark.slow
+def test_workers_read_seqio_tasks_through_their_module(user_module, tmp_path, monkeypatch):
+    data = Data("user_outer", [user_module], vocabulary="bytes")
+    data.register()
+    tasks, vocabulary = list(data.training()), load_vocabulary("bytes")
+    alone = cache.build(tmp_path / "alone", tasks, vocabulary, progress=False)
+    monkeypatch.setattr(workers, "tokenise", None)  # in this process
+    build = lambda **more: cache.build(tmp_path / "two", tasks, vocabulary, progress=False, workers=2, **more)
+    with pytest.raises(TypeError):
+        build()  # a lambda cannot be sent, and workers that import nothing know none of these tasks
+    two = build(modules=[user_module])
+    for task in tasks:
+        numbers = np.arange(alone.size(task))
+        for column in ("inputs", "targets"):
+            ours, theirs = (s.gather(0 * numbers + s.task_id(task), "train", numbers, column) for s in (alone, two))
+            np.testing.assert_array_equal(ours[0], theirs[0])
 
 
 def test_the_cache_command_takes_a_seqio_mixture(user_module, tmp_path, capsys):

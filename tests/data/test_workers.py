@@ -2,9 +2,12 @@
 
 import json
 import os
+import subprocess
 import sys
 import textwrap
+import time
 
+import psutil
 import pytest
 
 from zeroprompt_jax.data import cache, cards, workers
@@ -13,7 +16,7 @@ from zeroprompt_jax.errors import UserError
 
 BYTES = load_vocabulary("bytes")
 MODULE = """
-import functools, os
+import functools, os, time
 from zeroprompt_jax.data import cards
 
 PARENT = {parent}
@@ -22,6 +25,8 @@ LOG = {log!r}
 def examples(name, split):
     with open(LOG, "a") as f:
         f.write(f"{{name}} {{os.getpid()}}\\n")
+    if name.startswith("slow") and os.getpid() != PARENT:
+        time.sleep(1)
     if name.startswith("fatal") and os.getpid() != PARENT:
         os._exit(1)
     for i in range(5):
@@ -134,6 +139,43 @@ def test_mistakes_are_told_as_by_one_process_and_what_came_before_is_kept(module
     assert len(build(tmp_path / "2", forty, 2, modules=[name]).tasks) == 40  # the lock was given back
     with pytest.raises(UserError, match="-1 worker"):
         build(tmp_path / "3", forty, -1)
+
+
+KILLED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import tasks_for_workers as module
+from zeroprompt_jax.data import cache, vocabulary
+names = [f"slow_{i}" for i in range(4)]
+module.register(names)
+cache.build(sys.argv[2], names, vocabulary.load_vocabulary("bytes"), progress=False, workers=2)
+"""
+
+
+def test_workers_end_with_a_killed_parent(module, tmp_path):
+    name, log = module
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path), str(tmp_path / "store")])
+    deadline = time.monotonic() + 30
+    while not log.exists() or len(log.read_text().splitlines()) < 2:
+        assert time.monotonic() < deadline and child.poll() is None
+        time.sleep(0.05)
+    found = set.union(*readers(log).values())
+    assert len(found) == 2 and child.pid not in found
+    child.kill()
+    child.wait()
+
+    def alive(process):
+        try:
+            return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    while any(map(alive, found)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    names = [f"slow_{i}" for i in range(4)]
+    sys.modules[name].register(names)
+    assert build(tmp_path / "store", names, 0).tasks == tuple(names)  # the lock went with the parent
 
 
 def test_small_caches_start_no_process(register, tmp_path, monkeypatch):

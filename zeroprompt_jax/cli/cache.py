@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("zeroprompt cache needs --gin_file FILE or --mixture NAME.")
     directory = data.cache_dir or (f"{config.macro('MODEL_DIR')}/cache" if config.macro("MODEL_DIR") else None)
     if directory is None:
-        raise UserError("zeroprompt cache needs --cache_dir DIRECTORY, or a config that sets MODEL_DIR or Data.cache_dir.")
+        raise UserError("zeroprompt cache needs --cache_dir DIRECTORY, or a config with MODEL_DIR or Data.cache_dir.")
     data = dataclasses.replace(data, modules=(*data.modules, *args.module))
     data.register()
     engine = Beam(args.beam_staging, args.beam_option) if args.beam_staging else None

@@ -66,7 +66,7 @@ def build(
       modules: what worker processes import to find tasks that cannot be sent to them; without it, such tasks are
         tokenised in this process.
       workers: processes that tokenise; by default one per processor, but none for fewer than 64 tasks each. What is
-        written does not depend on it.
+        written does not depend on it, save where a shard ends because time has passed.
       engine: what tokenises instead of worker processes, such as `beam.Beam`.
 
     Raises:
@@ -187,9 +187,8 @@ class _Writer:
         file = f"{uuid.uuid4().hex[:12]}.shard"
         columns = {c: (np.concatenate(flat), np.concatenate(lengths)) for c, (flat, lengths) in self._parts.items()}
         self._index["shards"][file] = write_shard(self._directory / file, self._tasks, columns)
-        for name, fingerprint in self._prints.items():
-            self._index["tasks"][name] = file
-            self._index["prints"][name] = fingerprint
+        self._index["tasks"] |= dict.fromkeys(self._prints, file)
+        self._index["prints"] |= self._prints
         # Shards of replaced tasks stay on disk until the next clean-up: somebody may be reading the old index.
         complete = {n: f for n, f in self._index["tasks"].items() if n in self._index["prints"]}
         written = {**self._index, "tasks": complete}

@@ -127,8 +127,9 @@ def type_of(name: str) -> str:
 
 
 def mixture_from_seqio(name: str) -> dict[str, float]:
-    """Task names and rates of a SeqIO mixture, sub-mixtures and rate functions resolved as SeqIO does; a task whose rate is
-    zero, which SeqIO never draws, is left out."""
+    """Task names and rates of a SeqIO mixture, sub-mixtures and rate functions resolved as SeqIO does.
+
+    A task whose rate is zero, which SeqIO never draws, is left out."""
     import seqio
 
     if name not in seqio.MixtureRegistry.names():
