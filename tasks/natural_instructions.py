@@ -178,6 +178,12 @@ def _why_malformed(task: Any) -> str | None:
         return "Definition is missing or empty"
     if not isinstance(task["Instances"], list):
         return "Instances is not a list"
+    for key in ("Categories", "Source", "Domains"):
+        if not isinstance(task.get(key) or [], (str, list)):
+            return f"{key} is neither text nor a list"
+    positive = task.get("Positive Examples") or []
+    if not isinstance(positive, list) or not all(isinstance(e, dict) for e in positive):
+        return "Positive Examples is not a list of examples"
     for i, instance in enumerate(task["Instances"]):
         if not isinstance(instance, dict) or not isinstance(instance.get("input"), str):
             return f"instance {i} has no input text"
@@ -199,8 +205,8 @@ def _summary(path: pathlib.Path) -> dict[str, Any]:
     outputs = collections.Counter(o.strip() for i in task["Instances"] for o in _outputs(i))
     # Twelve answers to twenty questions are no label set: labels come back.
     closed = 2 <= len(outputs) <= _LABELS and sum(outputs.values()) >= 5 * len(outputs)
-    sources = sorted({str(s).strip().lower() for s in task.get("Source") or () if str(s).strip()})
-    domains = [str(d) for d in task.get("Domains") or ()]
+    sources = sorted({s.strip().lower() for s in _texts(task.get("Source")) if s.strip()})
+    domains = _texts(task.get("Domains"))
     return {
         "digest": digest,
         "definition": _first(task["Definition"]).strip(),
@@ -216,9 +222,13 @@ def _summary(path: pathlib.Path) -> dict[str, Any]:
 def _categories(task: dict[str, Any]) -> list[str]:
     """Top-level categories in lower case, spelling mended: 'Question Answering -> Extractive' is 'question
     answering'."""
-    raw = task.get("Categories") or ()
-    names = [str(c).split("->")[0].strip(" .").lower() for c in ([raw] if isinstance(raw, str) else raw)]
+    names = [c.split("->")[0].strip(" .").lower() for c in _texts(task.get("Categories"))]
     return list(dict.fromkeys(_SPELLING.get(n, n) for n in names if n)) or ["uncategorised"]
+
+
+def _texts(value: str | list | None) -> list[str]:
+    """A field that is a list in new files and a single text in old ones."""
+    return [value] if isinstance(value, str) else [str(v) for v in value or ()]
 
 
 def _outputs(instance: dict[str, Any]) -> list[str]:

@@ -27,7 +27,7 @@ def setup_arguments():
 
 def test_every_dependency_has_both_bounds_and_an_index_name(setup_arguments):
     extras = setup_arguments["extras_require"]
-    assert set(extras) == {"tpu", "gpu", "test", "parity"}
+    assert set(extras) == {"tpu", "gpu", "beam", "test", "parity"}
     everything = [*setup_arguments["install_requires"], *(line for lines in extras.values() for line in lines)]
     for line in everything:
         assert re.fullmatch(r"[\w.\[\]-]+>=[\d.]+,<[\d.]+", line), line

@@ -273,7 +273,7 @@ def evaluate_run(
 def predictor(experiment: Experiment, checkpoint_path: str | None = None, modules: Sequence[str] = ()) -> Predictor:
     """A run's model as `predict(texts, tasks)` and `score(texts, options, tasks)`."""
     experiment.data.register(modules)
-    trained = cards.mixture(experiment.data.mixture)
+    trained = experiment.data.training()
     return Predictor(
         experiment.model,
         restore(experiment, checkpoint_path).variables,
@@ -356,14 +356,16 @@ def _finished(root: Path, steps: int) -> bool:
 
 
 def _say_tasks(experiment: Experiment, store: Store, groups: Mapping[str, Sequence[str]]) -> None:
-    """One line on what is trained on and what is tested: tasks, families and types."""
+    """What is trained on and what is tested: numbers of tasks, families and types, and how often each is drawn."""
     def counted(tasks):
         mine = [store.card(task) for task in tasks]
         return f"{len(mine):,} tasks of {len({c.family for c in mine}):,} families, {len({c.type for c in mine})} types"
 
-    print(f"Train: {counted(cards.mixture(experiment.data.mixture))}.", file=sys.stderr)
+    print(f"Train: {counted(experiment.data.training())}.", file=sys.stderr)
     for group, tasks in groups.items():
         print(f"Test, {group.replace('_', ' ')}: {counted(tasks)}.", file=sys.stderr)
+    for line in experiment.data.describe_shares(store, experiment.train.steps * experiment.train.batch_size):
+        print(line, file=sys.stderr)
 
 
 def _devices(mesh: jax.sharding.Mesh) -> str:

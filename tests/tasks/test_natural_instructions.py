@@ -137,6 +137,12 @@ def test_it_caches(directory, tmp_path):
         ('{"Definition": ["x"], "Instances": []}', "Instances is missing or empty"),
         ('{"Definition": ["x"], "Instances": [{"output": ["b"]}]}', "instance 0 has no input"),
         ('{"Definition": ["x"], "Instances": [{"input": "a", "output": []}]}', "instance 0 has no output"),
+        ('{"Definition": ["x"], "Instances": [{"input": "a", "output": ["b"]}], "Source": 3}', "Source is neither"),
+        (
+            '{"Definition": ["x"], "Instances": [{"input": "a", "output": ["b"]}], "Positive Examples": ["c"]}',
+            "not a list of examples",
+        ),
+        ('{"Definition": ["\\ud800"], "Instances": "\xff"}'.encode("latin-1"), "cut short or malformed"),
         (None, "cannot be read"),
     ],
 )
@@ -144,7 +150,7 @@ def test_malformed_files_are_named_and_skipped_only_on_request(directory, capsys
     path = directory / "tasks" / "task002_free.json"
     path.unlink()
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message) as error:
         ni.register(directory)
     assert "task002_free.json" in str(error.value)
@@ -152,6 +158,19 @@ def test_malformed_files_are_named_and_skipped_only_on_request(directory, capsys
     ni.register(directory, skip_malformed=True)
     assert "task002_free.json" in capsys.readouterr().err
     assert list(cards.mixture(ni.TRAIN_MIXTURE)) == ["task001_yesno"]
+
+
+def test_a_task_file_cut_anywhere_is_named(directory):
+    path = directory / "tasks" / "task002_free.json"
+    whole = path.read_bytes()
+    for length in [*range(0, len(whole), 97), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        ni._read.cache_clear()
+        with pytest.raises(UserError, match=r"task002_free\.json is cut short or malformed"):
+            ni.register(directory)
+    path.write_bytes(whole)
+    ni._read.cache_clear()
+    ni.register(directory)
 
 
 def test_old_files_with_plain_strings(directory):

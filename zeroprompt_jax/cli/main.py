@@ -16,7 +16,7 @@ VERBS = {
     "infer": "read JSONL or TSV and write predictions and scores as JSONL, in order",
     "tasks": "list tasks and mixtures, their sampling proportions, and rendered examples",
     "cache": "tokenise tasks once into a store that training reads",
-    "bench": "time training steps on this machine",
+    "bench": "time training steps, or the data stream of many tasks, on this machine",
 }
 
 

@@ -10,7 +10,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from zeroprompt_jax.data import cards
+from zeroprompt_jax.data import cards, seqio_bridge
 from zeroprompt_jax.errors import UserError, unknown
 
 PACKAGE = "zeroprompt_jax.tasks"
@@ -153,8 +153,8 @@ def proportions(name: str, policy: str | None, cap: int | None, temperature: flo
     shares, how = _shares(name, policy, cap, temperature)
     by_type: Counter[str] = Counter()
     for task, share in shares.items():
-        by_type[cards.card(task).type] += share
-    tasks = Counter(cards.card(task).type for task in shares)
+        by_type[seqio_bridge.type_of(task)] += share
+    tasks = Counter(seqio_bridge.type_of(task) for task in shares)
     yield f"{name}: {len(shares):,} tasks of {len(by_type)} types, {how}"
     yield ""
     rows = [[t, f"{tasks[t]:,}", f"{100 * share:.2f}%", f"{1e4 * share:,.0f}"] for t, share in by_type.most_common()]
@@ -175,15 +175,18 @@ def proportions(name: str, policy: str | None, cap: int | None, temperature: flo
 def _shares(name: str, policy: str | None, cap: int | None, temperature: float) -> tuple[Mapping[str, float], str]:
     """The tasks' shares, and how they came about. Without a policy: the rates the mixture was registered with."""
     from zeroprompt_jax.data.mixture import rates
+    from zeroprompt_jax.data.tokenise import find
+    from zeroprompt_jax.data.vocabulary import load_vocabulary
 
-    registered = cards.mixture(name)
+    registered = seqio_bridge.find_mixture(name)
     if policy is None:
         how = "equal rates" if len(set(registered.values())) == 1 else "at the rates it was registered with"
-        return rates(registered, "explicit", explicit=registered), how
+        return rates(dict.fromkeys(registered, 1), "explicit", explicit=registered), how
     sizes = dict.fromkeys(registered, 1)
     if policy != "uniform":
         # Only these look at sizes, and counting makes every example.
-        sizes = {task: sum(1 for _ in cards.source(task).examples("train")) for task in registered}
+        sources = {task: find(task, load_vocabulary("bytes"))[1] for task in registered}
+        sizes = {task: sum(1 for _ in source.examples("train")) for task, source in sources.items()}
     how = f"policy {policy}"
     how += f", at most {cap:,} examples each" if cap is not None else ""
     how += f", temperature {temperature:g}" if policy == "temperature" else ""

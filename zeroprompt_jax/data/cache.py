@@ -1,26 +1,25 @@
 """Caching: every task's examples rendered and tokenised once, into a few shard files under one index."""
 
 import contextlib
-import dataclasses
 import fcntl
-import hashlib
-import itertools
+import functools
 import json
 import pathlib
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tqdm
 
-from zeroprompt_jax.data import cards
 from zeroprompt_jax.data.shards import checksum, write_durably, write_shard
 from zeroprompt_jax.data.store import FORMAT, INDEX, Store, open_store, read_index
-from zeroprompt_jax.data.vocabulary import UNK_ID, Vocabulary
-from zeroprompt_jax.errors import UserError, unknown
+from zeroprompt_jax.data.tokenise import Recipe, find, fingerprint
+from zeroprompt_jax.data.vocabulary import Vocabulary
+from zeroprompt_jax.data.workers import Job, processors, tokenise_all
+from zeroprompt_jax.errors import UserError
 
 __all__ = ["Store", "build", "open_store"]
 
@@ -28,7 +27,9 @@ __all__ = ["Store", "build", "open_store"]
 _SHARD_TASKS = 4096
 _SHARD_BYTES = 32 << 20
 _SHARD_SECONDS = 10.0
-UNKNOWN_TARGETS = ("error", "drop", "keep")
+# (jobs, vocabulary, recipe, modules) to what `tokenise` makes of each job, in order.
+Engine = Callable[[Sequence[Job], Vocabulary, Recipe, Sequence[str]], Generator[dict[str, Any], None, None]]
+_TASKS_PER_WORKER = 64  # fewer are tokenised sooner than a process starts
 
 
 def build(
@@ -38,8 +39,12 @@ def build(
     *,
     max_examples: Mapping[str, int] | None = None,
     splits: Sequence[str] = ("train", "test"),
+    max_per_label: int | None = None,
     unknown_targets: str = "error",
     progress: bool = True,
+    modules: Sequence[str] = (),
+    workers: int | None = None,
+    engine: Engine | None = None,
 ) -> Store:
     """Caches tasks and opens the result, with task ids in the order given.
 
@@ -52,60 +57,50 @@ def build(
       vocabulary: one per directory.
       max_examples: split to the largest number of examples, the first ones, per task.
       splits: which splits to cache, where a task has them.
+      max_per_label: the largest number of examples per task and answer (rendered target), in `train` alone: the first
+        ones, of which `max_examples` then takes the first.
       unknown_targets: what to do with a target that holds text outside the vocabulary: `error`; `drop` leaves such
         examples out of `train` (never of what is evaluated); `keep` keeps the unknown token in them, as T5's published
         models did.
       progress: show a bar.
+      modules: what worker processes import to find tasks that cannot be sent to them; without it, such tasks are
+        tokenised in this process.
+      workers: processes that tokenise; by default one per processor, but none for fewer than 64 tasks each. What is
+        written does not depend on it, save where a shard ends because time has passed.
+      engine: what tokenises instead of worker processes, such as `beam.Beam`.
 
     Raises:
       UserError: unknown task, an example that does not fit its card, an empty target, a target outside the vocabulary,
         no examples at all, a directory of another vocabulary, a full disk.
     """
-    if unknown_targets not in UNKNOWN_TARGETS:
-        raise UserError(f"unknown_targets '{unknown_targets}' is not one of {', '.join(UNKNOWN_TARGETS)}.")
-    tasks, caps = list(dict.fromkeys(tasks)), dict(max_examples or {})
+    recipe = Recipe(tuple(splits), dict(max_examples or {}), max_per_label, unknown_targets)
+    tasks = list(dict.fromkeys(tasks))
     if not tasks:
         raise UserError(f"Cache {directory}: no tasks were given.")
-    for split in {*splits, *caps}:
-        if split not in cards.SPLITS:
-            raise unknown("split", split, cards.SPLITS)
     directory = pathlib.Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"Cache directory {directory} cannot be made: {e.strerror}.") from None
-    registered = set(cards.task_names())
-    entries = {name: _find(name, vocabulary, registered) for name in tasks}
-    prints = {
-        name: _fingerprint(card, source, vocabulary, splits, caps, unknown_targets)
-        for name, (card, source) in entries.items()
-    }
+    entries = {name: find(name, vocabulary) for name in tasks}
+    prints = {name: fingerprint(*entry, vocabulary, recipe) for name, entry in entries.items()}
     with _lock(directory):
         index = _clean(directory, vocabulary)
         stale = [name for name in tasks if index["prints"].get(name) != prints[name]]
-        bar = tqdm.tqdm(stale, desc="caching tasks", unit="task", disable=not progress or not stale, file=sys.stderr)
+        jobs = [Job(name, prints[name], *entries[name]) for name in stale]
         writer = _Writer(directory, index, np.uint16 if vocabulary.size <= 1 << 16 else np.int32)
-        for name in bar:
-            card, source = entries[name]
-            writer.add(name, prints[name], _tokenise(card, source, vocabulary, splits, caps, unknown_targets))
+        if engine is None:
+            count = min(processors(), len(stale) // _TASKS_PER_WORKER) if workers is None else workers
+            engine = functools.partial(tokenise_all, workers=count)
+        # Closed, so that an error ends the workers before the lock is given up.
+        with contextlib.closing(engine(jobs, vocabulary, recipe, modules)) as made:
+            shown = progress and stale
+            bar = tqdm.tqdm(made, "caching tasks", len(jobs), unit="task", disable=not shown, file=sys.stderr)
+            for job, tokenised in zip(jobs, bar, strict=True):
+                writer.add(job.name, job.fingerprint, tokenised)
         writer.flush()
         _clean(directory, vocabulary, verify=False)
     return open_store(directory, tasks, verify=False)
-
-
-def _find(name: str, vocabulary: Vocabulary, registered: set[str]) -> tuple[cards.TaskCard, cards.Source]:
-    # A seqio task can only exist where somebody imported seqio already, so a wrong name never pays for that import.
-    if name not in registered and "seqio" in sys.modules:
-        from zeroprompt_jax.data import seqio_bridge
-
-        return seqio_bridge.card_from_seqio(name, vocabulary)
-    return cards.card(name), cards.source(name)
-
-
-def _fingerprint(card, source, vocabulary, splits, caps, unknown_targets) -> str:
-    what = [FORMAT, dataclasses.asdict(card), source.fingerprint, vocabulary.fingerprint]
-    what += [[(s, caps.get(s)) for s in sorted(splits) if s in source.splits], unknown_targets]
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @contextlib.contextmanager
@@ -192,99 +187,10 @@ class _Writer:
         file = f"{uuid.uuid4().hex[:12]}.shard"
         columns = {c: (np.concatenate(flat), np.concatenate(lengths)) for c, (flat, lengths) in self._parts.items()}
         self._index["shards"][file] = write_shard(self._directory / file, self._tasks, columns)
-        for name, fingerprint in self._prints.items():
-            self._index["tasks"][name] = file
-            self._index["prints"][name] = fingerprint
+        self._index["tasks"] |= dict.fromkeys(self._prints, file)
+        self._index["prints"] |= self._prints
         # Shards of replaced tasks stay on disk until the next clean-up: somebody may be reading the old index.
         complete = {n: f for n, f in self._index["tasks"].items() if n in self._index["prints"]}
         written = {**self._index, "tasks": complete}
         write_durably(self._directory / INDEX, json.dumps(written).encode())
         self._reset()
-
-
-def _tokenise(card, source, vocabulary, splits, caps, unknown_targets) -> dict[str, Any]:
-    columns: dict[str, list] = {c: [] for c in ("inputs", "targets", "extra", "instructions")}
-    counts, notes = {}, {"dropped": 0, "unknown_targets": 0, "unknown_inputs": 0}
-    for split in splits:
-        if split not in source.splits:
-            continue
-        examples = list(itertools.islice(source.examples(split), caps.get(split)))
-        rendered = [_render(card, e) for e in examples]
-        inputs = _ids(vocabulary, [r.input for r in rendered], [e.get("input_ids") for e in examples])
-        targets = _ids(vocabulary, [r.target for r in rendered], [e.get("target_ids") for e in examples])
-        _check_targets(card, vocabulary, rendered, targets[1])
-        bad = _rows_with_unknown(targets)
-        notes["unknown_targets"] += int(bad.sum())
-        notes["unknown_inputs"] += int(_rows_with_unknown(inputs).sum())
-        if bad.any() and unknown_targets == "error":
-            text = rendered[int(np.argmax(bad))].target
-            raise UserError(
-                f"Task '{card.name}': {int(bad.sum())} {split} targets hold text outside the vocabulary "
-                f"'{vocabulary.spec}', first "
-                f"{text[:80]!r}; use a vocabulary that has it, or unknown_targets='drop' or 'keep'."
-            )
-        if unknown_targets == "drop" and split == "train":
-            inputs, targets = _select(inputs, ~bad), _select(targets, ~bad)
-            rendered = [r for r, b in zip(rendered, bad, strict=True) if not b]
-            notes["dropped"] += int(bad.sum())
-        counts[split] = len(rendered)
-        columns["inputs"].append(inputs)
-        columns["targets"].append(targets)
-        columns["extra"].append(_extras([] if split == "train" else rendered, len(rendered)))
-    if not sum(counts.values()):
-        why = f" ({notes['dropped']} were dropped for text outside the vocabulary)" if notes["dropped"] else ""
-        raise UserError(f"Task '{card.name}': it has no examples in {' or '.join(splits)}{why}.")
-    wordings = [*card.instructions, *card.held_out_instructions]
-    columns["instructions"].append(vocabulary.encode_ragged(wordings))
-    return {
-        "card": dataclasses.asdict(card),
-        "counts": counts,
-        "columns": columns,
-        "instruction_counts": (len(card.instructions), len(card.held_out_instructions)),
-        "notes": notes,
-    }
-
-
-def _render(card: cards.TaskCard, example: Mapping[str, Any]) -> cards.Rendered:
-    try:
-        return cards.render(card, example)
-    except (AttributeError, IndexError, TypeError, ValueError) as e:
-        if isinstance(e, UserError):
-            raise
-        raise UserError(f"Task '{card.name}': its templates cannot be filled from an example ({e}).") from None
-
-
-def _ids(vocabulary: Vocabulary, texts: list[str], given: list) -> tuple[np.ndarray, np.ndarray]:
-    if not any(g is not None for g in given):
-        return vocabulary.encode_ragged(texts)
-    rows = [np.asarray(g, np.int32) for g in given]
-    return np.concatenate(rows), np.array([len(r) for r in rows], np.int64)
-
-
-def _check_targets(card, vocabulary, rendered, lengths) -> None:
-    if len(empty := np.flatnonzero(lengths == 0)):
-        r = rendered[empty[0]]
-        raise UserError(
-            f"Task '{card.name}': the target {r.target!r} of the input {r.input[:80]!r} is empty in the vocabulary "
-            f"'{vocabulary.spec}'."
-        )
-
-
-def _rows_with_unknown(ragged: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    flat, lengths = ragged
-    return np.bincount(np.repeat(np.arange(len(lengths)), lengths)[flat == UNK_ID], minlength=len(lengths)) > 0
-
-
-def _select(ragged: tuple[np.ndarray, np.ndarray], keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    flat, lengths = ragged
-    return flat[np.repeat(keep, lengths)], lengths[keep]
-
-
-def _extras(rendered: list[cards.Rendered], count: int) -> tuple[np.ndarray, np.ndarray]:
-    if not rendered:
-        return np.zeros(0, np.uint8), np.zeros(count, np.int64)
-    texts = [
-        json.dumps({"references": r.references, "options": r.options, "input": r.input}, ensure_ascii=False).encode()
-        for r in rendered
-    ]
-    return np.frombuffer(b"".join(texts), np.uint8), np.array([len(t) for t in texts], np.int64)

@@ -197,6 +197,11 @@ def mixture(name: str) -> dict[str, float]:
     raise unknown("task or mixture", name, [*_MIXTURES, *_TASKS])
 
 
+def is_task(name: str) -> bool:
+    """Whether a task of this name is registered."""
+    return name in _TASKS
+
+
 def task_names() -> tuple[str, ...]:
     return tuple(_TASKS)
 

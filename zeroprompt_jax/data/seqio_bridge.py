@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import os
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from zeroprompt_jax.data import cards
 from zeroprompt_jax.data.cards import Source, TaskCard
 from zeroprompt_jax.data.vocabulary import EOS_ID, Vocabulary
 from zeroprompt_jax.errors import UserError, unknown
+
+TYPE = "seqio"  # of tasks that come without a card
 
 
 def to_seqio(task_name: str, vocabulary: Vocabulary):
@@ -92,20 +95,48 @@ def card_from_seqio(name: str, vocabulary: Vocabulary) -> tuple[TaskCard, Source
         raise UserError(
             f"SeqIO task '{name}' has no feature 'targets'; its features are {', '.join(task.output_features)}."
         )
-    card = TaskCard(name=name, type="seqio", instructions=("",))
+    card = TaskCard(name=name, type=TYPE, instructions=("",))
     splits = tuple(s for s in cards.SPLITS if s in task.splits)
     source = Source(functools.partial(_examples, task, same, vocabulary.spec), _fingerprint(task, same), splits)
     return card, source
 
 
+def find_mixture(name: str) -> dict[str, float]:
+    """Relative rates of the tasks of a mixture, or of one task, registered with `cards` or else with seqio.
+
+    A name can be in seqio's registries only where somebody has imported seqio, so this never imports it in vain.
+
+    Raises:
+      UserError: no such mixture or task.
+    """
+    if name in cards.mixture_names() or cards.is_task(name) or "seqio" not in sys.modules:
+        return cards.mixture(name)
+    import seqio
+
+    if name in seqio.MixtureRegistry.names():
+        return mixture_from_seqio(name)
+    if name in seqio.TaskRegistry.names():
+        return {name: 1.0}
+    theirs = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
+    raise unknown("task or mixture", name, [*cards.mixture_names(), *cards.task_names(), *theirs])
+
+
+def type_of(name: str) -> str:
+    """The type of a task; of one that only seqio knows, the type that its card gets."""
+    return cards.card(name).type if cards.is_task(name) else TYPE
+
+
 def mixture_from_seqio(name: str) -> dict[str, float]:
-    """Task names and rates of a SeqIO mixture, sub-mixtures and rate functions resolved as SeqIO does."""
+    """Task names and rates of a SeqIO mixture, sub-mixtures and rate functions resolved as SeqIO does.
+
+    A task whose rate is zero, which SeqIO never draws, is left out."""
     import seqio
 
     if name not in seqio.MixtureRegistry.names():
         raise unknown("mixture", name, [*cards.mixture_names(), *seqio.MixtureRegistry.names()])
     mixture = seqio.MixtureRegistry.get(name)
-    return {task.name: float(mixture.get_rate(task)) for task in mixture.tasks}
+    rates = {task.name: float(mixture.get_rate(task)) for task in mixture.tasks}
+    return {task: rate for task, rate in rates.items() if rate}
 
 
 def _examples(task, same: dict[str, bool], spec: str, split: str) -> Iterator[dict[str, Any]]:
