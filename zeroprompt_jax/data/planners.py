@@ -16,9 +16,9 @@ from zeroprompt_jax.data.mixture import Draws, hash64
 from zeroprompt_jax.data.packing import best_fit, spread
 from zeroprompt_jax.errors import UserError
 
-PACKED_ROWS = 16_384  # of a window: enough that its tokens hardly differ from the mean
-_PROBE = 65_536  # draws that say how many examples a row takes
-_SIGMAS = 5  # by which a window is drawn smaller than what its rows take on average
+PACKED_ROWS = 8_192  # of a window: enough that its tokens hardly differ from the mean
+_PROBE = 16_384  # draws that say how many examples a row takes, roughly
+_TRIALS = 4  # windows of that many, which say it exactly
 _ORDER, _BATCHES, _SHARED = range(11, 14)  # keep the uses of one seed apart; mixture has those below
 
 
@@ -182,14 +182,19 @@ class Packed(_Planner):
 
     def _draws(self, drawing: Drawing) -> int:
         """How many examples fill a window's rows."""
-        probe = drawing.plan(_PROBE).window(0)
-        encoder_E, target_E = self._assembler.lengths(probe.task, probe.example, probe.wording)
-        f, R = self._assembler.features, self._rows
-        per_row = _PROBE / (best_fit(encoder_E, target_E, f.inputs, f.targets).max() + 1)
-        varies = max(float(x.std() / x.mean()) for x in (encoder_E, target_E))
-        mean = R * per_row
-        margin = _SIGMAS * varies * np.sqrt((1 + mean / _PROBE) / mean)
-        return max(R, int(mean * (1 - margin)))
+        R = self._rows
+        guess = max(R, int(_PROBE / self._needed(drawing.plan(_PROBE), 0) * R))
+        plan = drawing.plan(guess)
+        needed = [self._needed(plan, w) for w in range(_TRIALS)]
+        # Windows of the same mixture differ little: in thousands of rows by a few. A small window gets the larger margin.
+        margin = 3 * (max(needed) - min(needed)) + np.sqrt(R) / 2
+        return max(R, int(guess * (R - margin) / np.mean(needed)))
+
+    def _needed(self, plan: mixture.Plan, window: int) -> int:
+        """Rows that a window's draws take."""
+        draws, f = plan.window(window), self._assembler.features
+        lengths = self._assembler.lengths(draws.task, draws.example, draws.wording)
+        return int(best_fit(*lengths, f.inputs, f.targets).max()) + 1
 
     def _make(self, window: int) -> Window:
         draws, f, R = self._plan.window(window), self._assembler.features, self._rows

@@ -25,7 +25,7 @@ class TrainStream:
       batch_size: B.
       seed: of the whole stream.
       window: number of batches that are planned at once; part of what defines the stream. None is 256, and for packed
-        batches as many as make 16,384 rows.
+        batches as many as make 8,192 rows.
       batching: `padded` (one example a row, T = features.inputs); `packed` (several examples a row, with segment ids);
         `buckets` (rows of a batch are similarly long, and T is the shortest fitting bucket); `grouped` (a batch is
         `groups` equal runs of rows, each with one instruction of its own).
