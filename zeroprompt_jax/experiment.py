@@ -115,8 +115,8 @@ def check_batching(experiment: Experiment) -> None:
     if experiment.method.per_task or "instructions" in experiment.data.feature_lengths:
         why = "has parameters of its own for each task" if experiment.method.per_task else "is given instructions apart"
         raise UserError(
-            f"Packed batches put several tasks into a row, but the method {method} {why}; set Data.batching to 'buckets' "
-            f"or 'grouped'."
+            f"Packed batches put several tasks into a row, but the method {method} {why}; set Data.batching to "
+            f"'buckets' or 'grouped'."
         )
 
 
@@ -144,8 +144,8 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
     if stream.batching != "padded":
         fill = stream.fill()
         print(
-            f"Batches are {stream.batching}: {fill['examples_per_row']:.2f} examples a row; {fill['encoder']:.1%} of the "
-            f"encoder's tokens and {fill['decoder']:.1%} of the decoder's are not padding.",
+            f"Batches are {stream.batching}: {fill['examples_per_row']:.2f} examples a row; {fill['encoder']:.1%} of "
+            f"the encoder's tokens and {fill['decoder']:.1%} of the decoder's are not padding.",
             file=sys.stderr,
         )
 

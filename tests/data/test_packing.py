@@ -102,7 +102,7 @@ def test_segments_are_the_examples_drawn(store):
             ids = batch[f"{side}_segment_ids"]
             assert ids.dtype == np.int32 and ((ids > 0) == (batch[tokens] > 0)).all()
             assert (ids.max(axis=1) == (batch["task_ids"] >= 0).sum(axis=1)).all()
-        np.testing.assert_array_equal(batch["decoder_loss_weights"], (batch["decoder_segment_ids"] > 0).astype(np.float32))
+        np.testing.assert_array_equal(batch["decoder_loss_weights"], (batch["decoder_segment_ids"] > 0) * np.float32(1))
         several += (batch["encoder_segment_ids"].max(axis=1) > 1).sum()
     assert several > 16
 
@@ -129,7 +129,8 @@ def test_a_window_that_does_not_fit_cuts_inputs_and_loses_none(store, monkeypatc
     assert planned.limit is not None and planned.limit < 160
     assert sum(len(train.drawn(n)) for n in range(4)) == 70
     for n in range(4):
-        for (encoder, _, target, _), (task, _, wording, _) in zip(segments(train.batch(n)), train.drawn(n), strict=True):
+        drawn = zip(segments(train.batch(n)), train.drawn(n), strict=True)
+        for (encoder, _, target, _), (task, _, wording, _) in drawn:
             instruction = store.instructions(task)[wording]
             assert encoder[: len(instruction)].tolist() == instruction.tolist() and encoder[-1] == target[-1] == 1
     monkeypatch.setattr(planners.Packed, "_draws", lambda self, drawing: 700)
@@ -143,8 +144,8 @@ def test_a_window_that_does_not_fit_is_rare(store):
 
 
 def test_packed_losses_are_the_examples_own(store):
-    sizes = dict(vocab_size=384, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=2, num_decoder_layers=2)
-    config = t5.T5Config(**sizes, dtype="float32", dropout_rate=0.0)
+    shape = dict(vocab_size=384, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32)
+    config = t5.T5Config(**shape, num_encoder_layers=2, num_decoder_layers=2, dtype="float32", dropout_rate=0.0)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32),
@@ -164,7 +165,7 @@ def test_packed_losses_are_the_examples_own(store):
     parts = list(segments(packed))
     alone = [np.zeros((len(parts), n), np.int32) for n in (160, 24, 24)]
     for i, part in enumerate(parts):
-        for array, tokens in zip(alone, part[:3]):
+        for array, tokens in zip(alone, part[:3], strict=True):
             array[i, : len(tokens)] = tokens
     apart = np.asarray(losses(params, *alone))
     here = ids[1] > 0

@@ -127,7 +127,8 @@ class Assembler:
         inputs_E = np.minimum(inputs_E, self._room(start_E, limit))
         separated_E = (start_E > 0) * len(self.separator)
         targets_E = self.store.gather_lengths(ids_E, self.split, example_E, "targets")
-        return np.where(inputs_E > 0, start_E + inputs_E, start_E - separated_E) + 1, np.minimum(targets_E + 1, f.targets)
+        encoder_E = np.where(inputs_E > 0, start_E + inputs_E, start_E - separated_E) + 1
+        return encoder_E, np.minimum(targets_E + 1, f.targets)
 
     def _starts(self, instruction_E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Length [E] of what of the instruction goes into the encoder, and where [E] the input begins after it."""

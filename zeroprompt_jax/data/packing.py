@@ -20,7 +20,7 @@ def best_fit(encoder_E: np.ndarray, target_E: np.ndarray, inputs: int, targets: 
     targets_of = [0] * (inputs + 1)  # encoder room -> a bit for each decoder room
     rooms = opened = 0  # rooms: a bit for each encoder room
     chosen = []
-    for a, b in zip(encoder_E[order].tolist(), target_E[order].tolist()):
+    for a, b in zip(encoder_E[order].tolist(), target_E[order].tolist(), strict=True):
         left, room = rooms >> a, a
         while left:
             skip = (left & -left).bit_length() - 1

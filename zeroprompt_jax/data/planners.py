@@ -135,8 +135,8 @@ class Grouped(_Planner):
             # Rounded, because 1/10 × 10 may come out above 1.
             if int(np.ceil(round(rate / total * groups, 9))) > drawing.wordings[task]:
                 raise UserError(
-                    f"Task '{task}' has the share {rate / total:.3g} and {drawing.wordings[task]} training wordings, too "
-                    f"few for batches of {groups} distinct instructions; use fewer groups."
+                    f"Task '{task}' has the share {rate / total:.3g} and {drawing.wordings[task]} training wordings, "
+                    f"too few for batches of {groups} distinct instructions; use fewer groups."
                 )
         self._drawing, self._batches, self._groups, self._rows = drawing, batches, groups, batch_size // groups
         self._plan = drawing.plan(batches * groups)  # a row of this plan is a group
@@ -186,8 +186,8 @@ class Packed(_Planner):
         guess = max(R, int(_PROBE / self._needed(drawing.plan(_PROBE), 0) * R))
         plan = drawing.plan(guess)
         needed = [self._needed(plan, w) for w in range(_TRIALS)]
-        # Windows of the same mixture differ little: in thousands of rows by a few. A small window gets the larger margin.
-        margin = 3 * (max(needed) - min(needed)) + np.sqrt(R) / 2
+        # Windows of the same mixture differ little: in thousands of rows by a few. Small windows get a larger margin.
+        margin = 2 * (max(needed) - min(needed)) + np.sqrt(R) / 2
         return max(R, int(guess * (R - margin) / np.mean(needed)))
 
     def _needed(self, plan: mixture.Plan, window: int) -> int:
@@ -198,8 +198,8 @@ class Packed(_Planner):
 
     def _make(self, window: int) -> Window:
         draws, f, R = self._plan.window(window), self._assembler.features, self._rows
-        for eighths in range(8, 0, -1):
-            limit = None if eighths == 8 else f.inputs * eighths // 8
+        for sixteenths in range(16, 0, -1):
+            limit = None if sixteenths == 16 else f.inputs * sixteenths // 16
             encoder_E, target_E = self._assembler.lengths(draws.task, draws.example, draws.wording, limit)
             row_E = best_fit(encoder_E, target_E, f.inputs, f.targets)
             if row_E.max() < R:

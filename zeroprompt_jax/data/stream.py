@@ -86,9 +86,9 @@ class TrainStream:
         Returns:
           int32 `encoder_input_tokens` [B, T], `decoder_target_tokens`, `decoder_input_tokens` [B, S], float32
           `decoder_loss_weights` [B, S], `task_ids` [B] (places in `store.tasks`) and, where `features` asks for them,
-          `instruction_tokens` [B, U], or [G, U] in grouped batches. Packed batches have `encoder_segment_ids` [B, T] and
-          `decoder_segment_ids` [B, S], from 1 in each row and 0 on padding, and `task_ids` [B, S // 2] of the segments,
-          then -1.
+          `instruction_tokens` [B, U], or [G, U] in grouped batches. Packed batches have `encoder_segment_ids` [B, T]
+          and `decoder_segment_ids` [B, S], from 1 in each row and 0 on padding, and `task_ids` [B, S // 2] of the
+          segments, then -1.
         """
         window, place, first_B, count_B = self._rows(n, rows)
         taken = ragged_positions(first_B, count_B)
