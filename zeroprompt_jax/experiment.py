@@ -107,6 +107,19 @@ def check_vocabulary(experiment: Experiment, vocabulary: Vocabulary) -> None:
         )
 
 
+def check_batching(experiment: Experiment) -> None:
+    """Raises UserError where the method cannot be trained on packed batches: a row holds several tasks' examples."""
+    method = type(experiment.method).__name__
+    if experiment.data.batching != "packed":
+        return
+    if experiment.method.per_task or "instructions" in experiment.data.feature_lengths:
+        why = "has parameters of its own for each task" if experiment.method.per_task else "is given instructions apart"
+        raise UserError(
+            f"Packed batches put several tasks into a row, but the method {method} {why}; set Data.batching to "
+            f"'buckets' or 'grouped'."
+        )
+
+
 def train(experiment: Experiment, config_text: str = "", title: str = "") -> Evaluation | None:
     """Trains, evaluates and reports in `model_dir`; started again it resumes, or reports when it was finished.
 
@@ -115,6 +128,7 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
     """
     settings = experiment.train
     root = Path(settings.model_dir)
+    check_batching(experiment)
     _refuse_another(root, config_text)
     if _finished(root, settings.steps):
         print((root / "table.txt").read_text(encoding="utf-8"), end="")
@@ -127,11 +141,22 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
     stream = experiment.data.stream(store, settings.batch_size)
     groups = experiment.data.groups()
     _say_tasks(experiment, store, groups)
+    if stream.batching != "padded":
+        fill = stream.fill()
+        print(
+            f"Batches are {stream.batching}: {fill['examples_per_row']:.2f} examples a row; {fill['encoder']:.1%} of "
+            f"the encoder's tokens and {fill['decoder']:.1%} of the decoder's are not padding.",
+            file=sys.stderr,
+        )
 
     checkpointer = checkpoint.Checkpointer(settings.model_dir, settings.keep)
     model = build_model(experiment, trained=checkpointer.latest() is not None)
     mesh = model.mesh
     partitioning.check_batch(mesh, settings.batch_size // settings.accumulate)
+    if stream.batching == "grouped":
+        partitioning.check_batch(
+            mesh, experiment.data.instruction_groups // settings.accumulate, "Instruction groups per micro-batch:"
+        )
     partitioning.check_batch(mesh, experiment.evaluate.batch_size, "Evaluate.batch_size")
     tx = experiment.optimizer.build(settings.steps)
     create = lambda params: states.create(params, tx)

@@ -11,6 +11,7 @@ import small_model
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.methods.full import Full
 from zeroprompt_jax.models import t5
+from zeroprompt_jax.models.conditioning import Conditioning, Stack
 from zeroprompt_jax.training import state as states
 from zeroprompt_jax.training.optimizer import Optimizer, Schedule
 from zeroprompt_jax.training.step import Loss, make_train_step
@@ -117,6 +118,27 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(plain):
 def test_rows_that_do_not_divide_are_an_error():
     with pytest.raises(UserError, match="A batch of 8 rows does not divide into 3 micro-batches"):
         once(stepper(accumulate=3))
+
+
+@dataclasses.dataclass(frozen=True)
+class Instructed(Full):
+    """Full training, with a prompt made of the instruction's embeddings."""
+
+    def condition(self, params, batch, backbone):
+        return Conditioning(encoder=Stack(prompt=backbone.embed(batch["instruction_tokens"])))
+
+
+def test_micro_batches_keep_rows_with_their_groups_instruction():
+    instructions = np.random.default_rng(1).integers(2, 64, (4, 3)).astype(np.int32)  # 8 rows, two of each
+    batch = {**BATCH, "instruction_tokens": instructions}
+    wanted, _ = once(stepper(method=Instructed()), batch=batch)
+    step = stepper(method=Instructed(), accumulate=2)
+    found, _ = once(step, batch=batch)
+    assert small_model.worst(found.params, wanted.params) < 1e-5
+    other, _ = once(step, batch={**batch, "instruction_tokens": instructions[[0, 2, 1, 3]]})
+    assert small_model.worst(other.params, wanted.params) > 1e-3
+    with pytest.raises(UserError, match="4 instruction groups do not divide into 8 micro-batches"):
+        once(stepper(method=Instructed(), accumulate=8), batch=batch)
 
 
 def test_further_losses_are_added_once(plain):

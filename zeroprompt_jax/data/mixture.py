@@ -190,12 +190,16 @@ class Plan:
         drawn_R = self.drawn_before(window)[task_R] + within_R
         order_R = np.argsort(hash64(self.seed, _ROWS, window, np.arange(self.rows)), kind="stable")
         task_R, drawn_R = task_R[order_R], drawn_R[order_R]
-        epoch_R, position_R = np.divmod(drawn_R, self._sizes_N[task_R])
-        keys_R = hash64(self.seed, _EXAMPLES, self._keys_N[task_R], epoch_R)
-        example_R = shuffled_position(position_R, self._sizes_N[task_R], keys_R)
+        example_R, epoch_R = self.locate(task_R, drawn_R)
         random_R = hash64(self.seed, _WORDINGS, window, np.arange(self.rows)) >> np.uint64(1)
         draws = Draws(task_R, example_R, random_R.astype(np.int64) % self._wordings_N[task_R], epoch_R)
         self._windows[window] = draws
         while len(self._windows) > 2:
             self._windows.popitem(last=False)
         return draws
+
+    def locate(self, task_R: np.ndarray, drawn_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(example, epoch), [R] each, of the draws that come after `drawn_R` others of the same tasks."""
+        epoch_R, position_R = np.divmod(drawn_R, self._sizes_N[task_R])
+        keys_R = hash64(self.seed, _EXAMPLES, self._keys_N[task_R], epoch_R)
+        return shuffled_position(position_R, self._sizes_N[task_R], keys_R), epoch_R

@@ -37,6 +37,10 @@ class Data:
       instruction_limit: longer instructions are cut to so many tokens; with None they are an error.
       unknown_targets: error, drop or keep answers with text outside the vocabulary.
       cache_dir: of token ids, shared by runs; None is a folder of its own in MODEL_DIR.
+      batching: padded, packed (several examples a row, for training whose conditioning all tasks share), buckets
+        (batches of similarly long rows) or grouped (batches of `instruction_groups` equal runs of rows, each with its
+        own instruction).
+      bucket_lengths: encoder lengths for buckets, besides the feature length itself; its quarters by default.
       seed: of the order of the examples.
     """
 
@@ -56,6 +60,9 @@ class Data:
     instruction_limit: int | None = None
     unknown_targets: str = "error"
     cache_dir: str | None = None
+    batching: str = "padded"
+    bucket_lengths: Sequence[int] = ()
+    instruction_groups: int = 8
     seed: int = 0
 
     def features(self) -> Features:
@@ -129,4 +136,13 @@ class Data:
         return shares.describe(found, types, {task: store.size(task, "train") for task in found}, draws)
 
     def stream(self, store: Store, batch_size: int) -> TrainStream:
-        return TrainStream(store, self.shares(store), self.features(), batch_size, self.seed)
+        return TrainStream(
+            store,
+            self.shares(store),
+            self.features(),
+            batch_size,
+            self.seed,
+            batching=self.batching,
+            buckets=self.bucket_lengths,
+            groups=self.instruction_groups,
+        )

@@ -84,8 +84,17 @@ def make_train_step(
                 grads, aux = grad_fn(state.params, frozen, part, tokens, part_rng)
                 return jax.tree.map(jnp.add, carry, grads), aux
 
-            # Interleaved rows, so that every device keeps a share of each micro-batch.
-            parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), dict(batch))
+            # Interleaved rows, so that every device keeps a share of each micro-batch. Rows that share an instruction
+            # stay together.
+            units = batch["instruction_tokens"].shape[0] if "instruction_tokens" in batch else rows
+            if units % accumulate:
+                raise UserError(f"{units} instruction groups do not divide into {accumulate} micro-batches.")
+
+            def interleave(x):
+                x = x.reshape(units // accumulate, accumulate, x.shape[0] // units, *x.shape[1:]).swapaxes(0, 1)
+                return x.reshape(accumulate, -1, *x.shape[3:])
+
+            parts = jax.tree.map(interleave, dict(batch))
             zeros = jax.tree.map(jnp.zeros_like, state.params)
             grads, aux = jax.lax.scan(micro, zeros, (jnp.arange(accumulate), parts))
             sums, extra = jax.tree.map(lambda x: x.sum(0), aux)
