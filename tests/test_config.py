@@ -92,6 +92,16 @@ def test_scopes_and_users_own_configurables():
     assert config.make("wheel") == config.make("users_own.wheel") == (4, 3)
 
 
+def test_resolved_text_leaves_out_macros_that_a_later_binding_replaced(files, tmp_path):
+    main = files(main="X = 3.5\nY = %X\nMotor.power = %Y\nZ = 4.5\nMotor.power = %Z\n")
+    config.load(main)
+    text = config.resolved()
+    assert "Z = 4.5" in text and "X = " not in text and "Y = " not in text
+    (tmp_path / "resolved.gin").write_text(text)
+    config.load([str(tmp_path / "resolved.gin")])
+    assert config.make("Motor").power == 4.5
+
+
 def test_resolved_text_rebuilds_the_same_objects(files, tmp_path):
     main = files(main="X = 3.5\nY = %X\nMotor.power = %Y\nCar:\n  motor = @Motor()\n  model_dir = 'a b'\n")
     config.load(main, ["Motor.name = '" + "long name " * 30 + "'"])

@@ -441,9 +441,21 @@ def _key(scope: str, selector: str, parameter: str) -> str:
     return f"{scope}/{selector}.{parameter}" if scope else f"{selector}.{parameter}"
 
 
+def _live_macros(config: _Config) -> dict[str, Any]:
+    """The macros that a binding still reads, itself or through another macro: what a later binding has replaced may
+    have been the only reader, and a text that sets a macro for nobody cannot be loaded."""
+    found, left = set(), [value for own in config.bindings.values() for value in own.values()]
+    while left:
+        names = {part.name for part in _parts(left.pop()) if isinstance(part, _Macro)} & config.macros.keys()
+        left += [config.macros[name] for name in names - found]
+        found |= names
+    return {name: value for name, value in config.macros.items() if name in found}
+
+
 def _text(config: _Config, *, defaults: bool) -> str:
     lines = sorted(config.imports)
-    lines += ["", *(_line(name, value) for name, value in sorted(config.macros.items()))] if config.macros else []
+    macros = _live_macros(config)
+    lines += ["", *(_line(name, value) for name, value in sorted(macros.items()))] if macros else []
     owners = dict.fromkeys(config.bindings)
     if defaults:
         owners |= dict.fromkeys(("", c.selector) for c in config.configurables.values())

@@ -135,6 +135,7 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
         print(f"\nThis run was finished before; nothing was trained. For another one set another MODEL_DIR than {root}.")
         return None
 
+    experiment.optimizer.schedule.build(settings.steps)  # its mistakes show before anything is cached
     experiment.data.register()
     store, vocabulary = experiment.data.open(settings.model_dir)
     check_vocabulary(experiment, vocabulary)
@@ -174,6 +175,8 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
                 f"{settings.steps:,}; give more, or another MODEL_DIR."
             )
         print(f"Resuming {root} at step {int(state.step):,} of {settings.steps:,}.", file=sys.stderr)
+        if _finished(root, int(state.step)):
+            print("It was finished: training goes on, and its results will be replaced.", file=sys.stderr)
     _claim(root, config_text)  # only now: a config with a mistake in it claims nothing
     trained, frozen = states.count(model.params), states.count(model.frozen)
     print(f"{trained:,} parameters train, {frozen:,} are frozen; {_devices(mesh)}.", file=sys.stderr)
@@ -384,7 +387,10 @@ def _say_tasks(experiment: Experiment, store: Store, groups: Mapping[str, Sequen
     """What is trained on and what is tested: numbers of tasks, families and types, and how often each is drawn."""
     def counted(tasks):
         mine = [store.card(task) for task in tasks]
-        return f"{len(mine):,} tasks of {len({c.family for c in mine}):,} families, {len({c.type for c in mine})} types"
+        count = {"task": len(mine), "family": len({c.family for c in mine}), "type": len({c.type for c in mine})}
+        plural = {"task": "tasks", "family": "families", "type": "types"}
+        tasks, families, types = (f"{n:,} {name if n == 1 else plural[name]}" for name, n in count.items())
+        return f"{tasks} of {families}, {types}"
 
     print(f"Train: {counted(experiment.data.training())}.", file=sys.stderr)
     for group, tasks in groups.items():

@@ -8,7 +8,12 @@ from zeroprompt_jax.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     runs.add_arguments(parser)
-    parser.add_argument("--input", help=".jsonl (objects) or .tsv (header line) with input, and optionally task, options")
+    parser.add_argument(
+        "--input",
+        help='.jsonl, lines such as {"input": ": a b", "task": "films", "options": ["good", "bad"]}, or .tsv with a header '
+        "line of these names and options written good|bad. task and options may be left out; without a task the input "
+        "is read as it stands, so it must hold its instruction",
+    )
     parser.add_argument("--task", help="task of rows that name none; without --input, the task whose examples are read")
     parser.add_argument("--split", default="test", help="which examples of --task (default: test)")
     parser.add_argument("--output", required=True, help="JSONL file; what it already answers is not answered again")

@@ -99,7 +99,8 @@ class Assembler:
         self._check(tasks)
 
     def _check(self, tasks: Sequence[str]) -> None:
-        f, cut = self.features, "" if self.features.instruction_limit else " Set instruction_limit to cut instructions."
+        f = self.features
+        cut = " Give a larger length" + ("." if f.instruction_limit else ", or an instruction_limit to cut instructions.")
         longest_N = self.wordings.longest()
         room_N = f.inputs - 1 - len(self.separator) - longest_N
         for i in np.flatnonzero(room_N < _LEAST_INPUT) if f.instruct_inputs else ():
