@@ -195,6 +195,10 @@ def arithmetic_parts(kind: str, show: Callable[[int], str], plus: Sequence[int],
         yield Part(f"minus_{show(n)}", kind, table(lambda x, n=n: x - n), phrases, f"the {kind} and {show(n)} less")
 
 
+def digit_parts() -> tuple[Part, ...]:
+    return tuple(arithmetic_parts("number", digits, range(1, 6), range(1, 5)))
+
+
 def digits(n: int) -> str:
     return str(n)
 
@@ -239,9 +243,8 @@ def _units() -> Kind:
 
 
 def _arithmetic() -> Kind:
-    parts = tuple(arithmetic_parts("number", digits, range(1, 6), range(1, 5)))
     classes = {"number": tuple(map(digits, range(1, 11)))}
-    return combining("arithmetic", "numbers", classes, parts, (9, 36, 30), (0, 8, 4), 1, FILLERS)
+    return combining("arithmetic", "numbers", classes, digit_parts(), (9, 36, 30), (0, 8, 4), 1, FILLERS)
 
 
 def _word_arithmetic() -> Kind:
@@ -322,8 +325,7 @@ def _sorting() -> Kind:
 def _travel() -> Kind:
     """Categories that no selection was trained on: a name of a category finds a word of it, as in the trained ones."""
     parts = [of_category(c) for c in UNTRAINED]
-    classes = {c: words.CATEGORIES[c] for c in words.CATEGORIES}
-    return combining("travel", "lists", classes, parts, (0, 0, 0), (3, 6, 6), 4, seen=False)
+    return combining("travel", "lists", words.CATEGORIES, parts, (0, 0, 0), (3, 6, 6), 4, seen=False)
 
 
 def _mixed(name: str, domain: str, classes, left: Sequence[Part], right: Sequence[Part], shown: int) -> Kind:
@@ -341,9 +343,8 @@ def _glossary() -> Kind:
 
 
 def _planner() -> Kind:
-    parts = tuple(arithmetic_parts("number", digits, range(1, 6), range(1, 5)))
     classes = {"month": words.MONTHS, "day": words.DAYS, "number": tuple(map(digits, range(1, 11)))}
-    return _mixed("planner", "calendar", classes, date_parts(), parts, 3)
+    return _mixed("planner", "calendar", classes, date_parts(), digit_parts(), 3)
 
 
 # Categories that list_selection leaves to `travel`; other types use their words and their names.

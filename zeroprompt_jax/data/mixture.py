@@ -157,7 +157,6 @@ class Plan:
         self._wordings_N = np.array([wordings[n] for n in names], np.int64)
         self._keys_N = name_keys(names)
         self._before = (0, np.zeros(len(names), np.int64))
-        self._windows: collections.OrderedDict[int, Draws] = collections.OrderedDict()
 
     def counts(self, window: int) -> np.ndarray:
         """Rows [N] that each task gets in a window."""
@@ -181,9 +180,6 @@ class Plan:
 
     def window(self, window: int) -> Draws:
         """The rows of a window."""
-        known = self._windows.get(window)
-        if known is not None:
-            return known
         counts_N = self.counts(window)
         task_R = np.repeat(np.arange(len(counts_N)), counts_N)
         within_R = np.arange(self.rows) - np.repeat(np.cumsum(counts_N) - counts_N, counts_N)
@@ -192,11 +188,7 @@ class Plan:
         task_R, drawn_R = task_R[order_R], drawn_R[order_R]
         example_R, epoch_R = self.locate(task_R, drawn_R)
         random_R = hash64(self.seed, _WORDINGS, window, np.arange(self.rows)) >> np.uint64(1)
-        draws = Draws(task_R, example_R, random_R.astype(np.int64) % self._wordings_N[task_R], epoch_R)
-        self._windows[window] = draws
-        while len(self._windows) > 2:
-            self._windows.popitem(last=False)
-        return draws
+        return Draws(task_R, example_R, random_R.astype(np.int64) % self._wordings_N[task_R], epoch_R)
 
     def locate(self, task_R: np.ndarray, drawn_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(example, epoch), [R] each, of the draws that come after `drawn_R` others of the same tasks."""

@@ -4,6 +4,7 @@ Each plans a window as a pure function of (seed, window number) and draws a fixe
 window, so that what was drawn before any window is known without planning the windows before it.
 """
 
+import abc
 import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -55,7 +56,7 @@ class Window:
     limit: int | None = None
 
 
-class _Planner:
+class _Planner(abc.ABC):
     """Keeps the last two windows."""
 
     def __init__(self):
@@ -69,8 +70,9 @@ class _Planner:
                 self._known.popitem(last=False)
         return self._known[window]
 
+    @abc.abstractmethod
     def _make(self, window: int) -> Window:
-        raise NotImplementedError
+        """Plans the window."""
 
 
 def _take(draws: Draws, order_E: np.ndarray) -> Draws:
