@@ -4,7 +4,6 @@ The plan is a pure function of (seed, window number). All randomness is a hash o
 numpy's version, and any window can be had without the ones before it.
 """
 
-import collections
 import dataclasses
 import hashlib
 from collections.abc import Mapping
