@@ -346,7 +346,7 @@ def test_the_initial_checkpoint_is_used(run, home):
     for name, value in part.params.items():
         source = trained if name.startswith("backbone/encoder/") else random_.params
         assert np.array_equal(value, source[name]), name
-    whole = dataclasses.replace(settings("new", *given, "Train.initial_checkpoint_regex = 'backbone/.*'"), method=Prompt(3))
+    whole = dataclasses.replace(settings("new", *given, "Train.initial_checkpoint_regex = 'backbone/.*'"), method=Prompt(length=3))
     prompted = experiment.build_model(whole)
     assert list(prompted.params) == ["method/prompt"] and same({k: np.asarray(v) for k, v in prompted.frozen.items()}, trained)
 
@@ -356,7 +356,7 @@ def test_a_trained_run_does_not_need_the_initial_checkpoint_any_more(run, home):
     gone = settings("whole", "Train.initial_checkpoint_path = 'gone'")
     assert same({k: np.asarray(v) for k, v in experiment.restore(gone).params.items()}, saved(run[0]))
     with pytest.raises(ValueError, match="No checkpoint at 'gone'"):
-        experiment.restore(dataclasses.replace(gone, method=Prompt(3)))
+        experiment.restore(dataclasses.replace(gone, method=Prompt(length=3)))
 
 
 def test_mistakes_in_a_new_run(run, home, capsys):

@@ -21,7 +21,8 @@ from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.evaluation import infer, report
 from zeroprompt_jax.evaluation.evaluate import Evaluate, Evaluation, evaluate
 from zeroprompt_jax.evaluation.predict import Predictor
-from zeroprompt_jax.methods.base import Method
+from zeroprompt_jax.methods.bank import Bank
+from zeroprompt_jax.methods.base import Method, Setting
 from zeroprompt_jax.methods.full import Full
 from zeroprompt_jax.models import t5
 from zeroprompt_jax.models.t5 import T5Config
@@ -66,29 +67,59 @@ class Model:
 
 
 def build_model(experiment: Experiment, trained: bool = False) -> Model:
-    """Random parameters, born sharded, then whatever `initial_checkpoint_path` brings. trained: what trains will come from
-    the run's own checkpoint, so only what is frozen is read from there."""
+    """Random parameters, born sharded, then whatever `initial_checkpoint_path` brings; the method's own parameters are
+    made last, as they may start from the backbone's. trained: what trains will come from the run's own checkpoint, so
+    only what is frozen is read."""
     mesh, method, settings = experiment.mesh.build(), experiment.method, experiment.train
-    shapes = jax.eval_shape(lambda: _init(experiment))
-    states.split(shapes, method.trainable)  # an unmatched regex is an error before anything is made
+    setting = _setting(experiment)
+    keys = jax.random.split(jax.random.key(settings.seed))
+    make_backbone = lambda: states.flatten({"backbone": t5.init(experiment.model, keys[0])})
+    make_method = lambda backbone: states.flatten(
+        {"method": method.init(keys[1], dataclasses.replace(setting, backbone=backbone))}
+    )
+    shapes = jax.eval_shape(make_backbone)
+    shapes |= jax.eval_shape(make_method, states.unflatten(shapes)["backbone"])
+    trains, _ = states.split(shapes, method.trainable)  # an unmatched regex is an error before anything is made
     shardings = partitioning.param_shardings(shapes, method, mesh)
+    of = lambda kind: {path: sharding for path, sharding in shardings.items() if path.startswith(kind)}
+    regex = settings.initial_checkpoint_regex
+    if settings.initial_checkpoint_path and not any(re.fullmatch(regex, path) for path in shapes):
+        raise UserError(f"Train.initial_checkpoint_regex '{regex}' matches none of this model's {len(shapes)} parameters.")
+
+    def load(made: Flat) -> Flat:
+        wanted = {path: leaf for path, leaf in made.items() if re.fullmatch(regex, path)}
+        if trained:
+            wanted = {path: leaf for path, leaf in wanted.items() if path not in trains}
+        if not settings.initial_checkpoint_path or not wanted:
+            return made
+        return made | checkpoint.load_params(settings.initial_checkpoint_path, wanted)
+
     with partitioning.activate(mesh):
-        flat = partitioning.init_sharded(lambda: _init(experiment), shardings)
+        flat = load(partitioning.init_sharded(make_backbone, of("backbone/")))
+        own = jax.jit(make_method, out_shardings=of("method/"))(states.unflatten(flat)["backbone"])
+        flat |= load(own)
     params, frozen = states.split(flat, method.trainable)
-    if settings.initial_checkpoint_path:
-        regex = settings.initial_checkpoint_regex
-        wanted = {k: v for k, v in frozen.items() if re.fullmatch(regex, k)} if trained else flat
-        if wanted:
-            flat |= checkpoint.load_params(settings.initial_checkpoint_path, wanted, regex)
-            params, frozen = states.split(flat, method.trainable)
     return Model(mesh, params, frozen, shardings)
 
 
-def _init(experiment: Experiment) -> Flat:
-    backbone, own = jax.random.split(jax.random.key(experiment.train.seed))
-    return states.flatten(
-        {"backbone": t5.init(experiment.model, backbone), "method": experiment.method.init(own, experiment.model)}
+def _setting(experiment: Experiment) -> Setting:
+    """What the method's initialisers may read, the backbone's parameters excepted."""
+    if not isinstance(experiment.method, Bank):
+        return Setting(experiment.model)
+    tasks = tuple(experiment.data.training())
+    return Setting(
+        experiment.model,
+        tasks,
+        encode=load_vocabulary(experiment.data.vocabulary).encode,
+        labels={task: cards.card(task).options for task in tasks if cards.is_task(task)},
     )
+
+
+def task_ids(experiment: Experiment) -> dict[str, int] | None:
+    """Training task to its place in the method's banks; None where the method keeps nothing per task."""
+    if not experiment.method.per_task:
+        return None
+    return {task: place for place, task in enumerate(experiment.data.training())}
 
 
 def restore(experiment: Experiment, path: str | None = None) -> Model:
@@ -159,7 +190,7 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
             mesh, experiment.data.instruction_groups // settings.accumulate, "Instruction groups per micro-batch:"
         )
     partitioning.check_batch(mesh, experiment.evaluate.batch_size, "Evaluate.batch_size")
-    tx = experiment.optimizer.build(settings.steps)
+    tx = experiment.optimizer.build(settings.steps, experiment.method.banked)
     create = lambda params: states.create(params, tx)
     abstract = jax.eval_shape(create, model.params)
     shardings = partitioning.state_shardings(abstract, model.shardings, mesh)
@@ -197,6 +228,7 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
                 mesh,
                 tell,
                 predictions,
+                task_ids(experiment),
             )
 
     during = dataclasses.replace(experiment.evaluate, control=False)
@@ -284,6 +316,7 @@ def evaluate_run(
             model.mesh,
             tell,
             folder / "predictions.jsonl",
+            task_ids(experiment),
         )
     where = checkpoint_path or model_dir
     table = report.write(
@@ -301,7 +334,6 @@ def evaluate_run(
 def predictor(experiment: Experiment, checkpoint_path: str | None = None, modules: Sequence[str] = ()) -> Predictor:
     """A run's model as `predict(texts, tasks)` and `score(texts, options, tasks)`."""
     experiment.data.register(modules)
-    trained = experiment.data.training()
     return Predictor(
         experiment.model,
         restore(experiment, checkpoint_path).variables,
@@ -309,7 +341,7 @@ def predictor(experiment: Experiment, checkpoint_path: str | None = None, module
         load_vocabulary(experiment.data.vocabulary),
         experiment.data.features(),
         instructions=lambda name: cards.card(name).instructions[0],
-        task_ids={name: i for i, name in enumerate(trained)} if experiment.method.per_task else None,
+        task_ids=task_ids(experiment),
     )
 
 

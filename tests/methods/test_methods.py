@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from zeroprompt_jax.errors import UserError
-from zeroprompt_jax.methods.base import Method
+from zeroprompt_jax.methods.base import Method, Setting
 from zeroprompt_jax.methods.full import Full
 from zeroprompt_jax.methods.prompt import Prompt
 from zeroprompt_jax.models import t5
@@ -26,6 +26,7 @@ CONFIG = t5.T5Config(
     num_decoder_layers=1,
     dtype="float32",
 )
+SETTING = Setting(CONFIG)
 METHODS = [Full(), Prompt(length=3)]
 
 
@@ -43,7 +44,7 @@ def batch(rows):
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 def test_what_every_method_keeps_to(method):
-    params = method.init(jax.random.key(0), CONFIG)
+    params = method.init(jax.random.key(0), SETTING)
     for path, leaf in flax.traverse_util.flatten_dict(params, sep="/").items():
         assert leaf.dtype == jnp.float32
         assert len(method.logical_axes(path)) == leaf.ndim
@@ -53,7 +54,7 @@ def test_what_every_method_keeps_to(method):
     paths = list(flax.traverse_util.flatten_dict(variables, sep="/"))
     trained = [path for path in paths if any(re.fullmatch(pattern, path) for pattern in method.trainable)]
     assert trained == [path for path in paths if path.startswith("method/" if params else "backbone/")]
-    again = method.init(jax.random.key(0), CONFIG)
+    again = method.init(jax.random.key(0), SETTING)
     jax.tree.map(np.testing.assert_array_equal, params, again)
     assert method == type(method)(**vars(method)) and hash(method) == hash(type(method)(**vars(method)))
     for rows in (1, 4):  # conditioning fits any number of rows
@@ -64,27 +65,27 @@ def test_what_every_method_keeps_to(method):
 
 
 def test_full_adds_nothing():
-    assert Full().init(jax.random.key(0), CONFIG) == {}
+    assert Full().init(jax.random.key(0), SETTING) == {}
     assert list(describe(Full().condition({}, batch(2), backbone()))) == []
     assert Method().trainable == ()
 
 
 def test_prompt_is_drawn_from_its_range_and_stands_before_the_input():
     method = Prompt(length=40, init_range=0.25)
-    prompt = method.init(jax.random.key(1), CONFIG)["prompt"]
-    assert prompt.shape == (40, 8) and 0.2 < np.abs(prompt).max() <= 0.25
-    assert np.abs(prompt - method.init(jax.random.key(2), CONFIG)["prompt"]).max() > 0.1
-    assert method.logical_axes("prompt") == ("prompt", "prompt_embed")
+    prompt = method.init(jax.random.key(1), SETTING)["prompt"]
+    assert prompt.shape == (1, 40, 8) and 0.2 < np.abs(prompt).max() <= 0.25
+    assert np.abs(prompt - method.init(jax.random.key(2), SETTING)["prompt"]).max() > 0.1
+    assert method.logical_axes("prompt") == ("task", "prompt", "prompt_embed")
     assert Prompt().length == 100 and Prompt().init_range == 0.5
 
     made = method.condition({"prompt": prompt}, batch(4), backbone())
     assert list(describe(made)) == [("encoder.prompt", (1, 40, 8))]  # one for all rows, without a copy
-    np.testing.assert_array_equal(made.encoder.prompt[0], prompt)
+    np.testing.assert_array_equal(made.encoder.prompt, prompt)
 
 
 def test_prompt_of_token_embeddings_is_those_tokens():
     tokens, rows = np.array([5, 6, 7]), batch(4)
-    params = {"prompt": backbone().params["token_embedder"]["embedding"][tokens]}
+    params = {"prompt": backbone().params["token_embedder"]["embedding"][tokens][None]}
     run = jax.jit(lambda encoder, conditioning: backbone()(encoder, rows["decoder_input_tokens"], conditioning).logits)
     got = run(rows["encoder_input_tokens"], Prompt(length=3).condition(params, rows, backbone()))
     written = np.concatenate([np.tile(tokens, (4, 1)), rows["encoder_input_tokens"]], axis=1)

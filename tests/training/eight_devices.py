@@ -118,6 +118,6 @@ report["mistakes"] = {
     "zero": mistake(lambda: Mesh(model=0).build()),
 }
 prompt = {"method/prompt": np.zeros((5, 16), np.float32)}
-shardings = partitioning.param_shardings(prompt, Prompt(5), Mesh(1, 4, 2).build())
+shardings = partitioning.param_shardings(prompt, Prompt(length=5), Mesh(1, 4, 2).build())
 report["prompt whole"] = shardings["method/prompt"].is_fully_replicated
 json.dump(report, sys.stdout)

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from zeroprompt_jax.methods.base import Setting
 from zeroprompt_jax.methods.full import Full
 from zeroprompt_jax.models import t5
 from zeroprompt_jax.training import state as states
@@ -24,7 +25,7 @@ def config(**changes) -> t5.T5Config:
 def flat(config: t5.T5Config, method=Full(), seed: int = 0) -> dict[str, np.ndarray]:
     """Random variables of backbone and method by path, on the host. Drawn here, as compiling t5.init takes seconds."""
     key = jax.random.key(0)
-    shapes = jax.eval_shape(lambda: {"backbone": t5.init(config, key), "method": method.init(key, config)})
+    shapes = jax.eval_shape(lambda: {"backbone": t5.init(config, key), "method": method.init(key, Setting(config))})
     rng = np.random.default_rng(seed)
     draw = lambda path, shape: rng.normal(1 if "scale" in path else 0, 0.2, shape).astype(np.float32)
     return {path: draw(path, leaf.shape) for path, leaf in states.flatten(shapes).items()}

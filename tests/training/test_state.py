@@ -49,7 +49,7 @@ def test_a_regex_that_matches_nothing_is_an_error(regex):
         states.split(flat, ["method/.*", regex])
 
 
-@pytest.mark.parametrize("method, name", [(Full(), "adafactor"), (Prompt(3), "adamw"), (DecoderMLP(), "adafactor")])
+@pytest.mark.parametrize("method, name", [(Full(), "adafactor"), (Prompt(length=3), "adamw"), (DecoderMLP(), "adafactor")])
 def test_declared_leaves_move_and_frozen_leaves_stay(method, name):
     flat = small_model.flat(CONFIG, method)
     params, frozen = states.split(flat, method.trainable)

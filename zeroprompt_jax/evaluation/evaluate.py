@@ -133,6 +133,7 @@ def evaluate(
     mesh: jax.sharding.Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
     predictions: str | os.PathLike | None = None,
+    task_ids: Mapping[str, int] | None = None,
 ) -> Evaluation:
     """Evaluates a model on groups of cached tasks. Functions are compiled once per shape and kept between calls.
 
@@ -149,11 +150,17 @@ def evaluate(
       mesh: rows are spread over it; `variables` must lie on it.
       progress: called with (examples done, examples in all) after every batch, the control's examples included.
       predictions: a JSONL file to write, one line per example.
+      task_ids: task to its place in the method's banks, for a method that keeps something per task.
 
     Raises:
-      UserError: a task is not cached or has no examples, a metric is unknown, or the batch does not divide the mesh.
+      UserError: a task has no place in the banks, is not cached or has no examples, a metric is unknown, or the batch
+        does not divide the mesh.
     """
     tasks = list(dict.fromkeys(task for names in groups.values() for task in names))
+    if task_ids is not None:
+        for task in tasks:
+            if task not in task_ids:
+                raise unknown("trained task", task, task_ids)
     cards = {task: store.card(task) for task in tasks}
     for name in dict.fromkeys(name for card in cards.values() for name in card.metrics):
         if name not in metrics.METRICS:
@@ -168,7 +175,7 @@ def evaluate(
     runs = []
     for data in sets:
         tell = None if progress is None else lambda n, before=done: progress(before + n, total)
-        runs.append(_run(variables, config, method, data, examples, vocabulary, settings, mesh, tell))
+        runs.append(_run(variables, config, method, data, examples, vocabulary, settings, mesh, tell, task_ids))
         done += len(data)
     main, control = runs[0], runs[1] if len(runs) > 1 else None
 
@@ -282,10 +289,14 @@ def _jobs(encoder_tokens: np.ndarray, options: np.ndarray, batch_size: int, mesh
     return jobs
 
 
-def _run(variables, config, method, data: EvalSet, examples, vocabulary, settings: Evaluate, mesh, progress) -> _Run:
+def _run(
+    variables, config, method, data: EvalSet, examples, vocabulary, settings: Evaluate, mesh, progress, task_ids
+) -> _Run:
     count = len(data)
     rows = next(data.batches(count))
     rows.pop("row_mask")
+    if task_ids is not None:
+        rows["task_ids"] = np.array([task_ids[e.task] for e in examples], np.int32)
     names = [f"{settings.seed}/{e.task}/{e.example}" for e in examples]
     rows["row_seeds"] = np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
     options = np.array([len(e.options) if settings.rank_options else 0 for e in examples])

@@ -1,11 +1,12 @@
 """What a method is: its parameters, the conditioning they make, and what of backbone and method trains."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.models.conditioning import Conditioning
 from zeroprompt_jax.models.t5 import Backbone, Output, T5Config
 
@@ -14,24 +15,58 @@ Batch = Mapping[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a method's first parameters may be made from.
+
+    Attributes:
+      config: of the backbone.
+      tasks: names of the tasks that get parameters of their own, in the order of their ids.
+      backbone: the backbone's parameters, loaded; None where only shapes are wanted.
+      encode: text to token ids, without EOS.
+      labels: task name to its answer options.
+    """
+
+    config: T5Config
+    tasks: Sequence[str] = ("task",)
+    backbone: Mapping[str, Any] | None = None
+    encode: Callable[[str], list[int]] | None = None
+    labels: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def embedding(self) -> Array:
+        """The token embeddings, [V, D]."""
+        if self.backbone is None:
+            raise UserError("This initialiser reads the backbone's token embeddings, and there is no backbone here.")
+        return self.backbone["token_embedder"]["embedding"]
+
+
+@dataclasses.dataclass(frozen=True)
 class Method:
     """Base of all methods: adds nothing, trains nothing. A method is configuration; its parameters are passed in.
 
     All variables live in one tree {'backbone': …, 'method': …}. trainable: regexes, matched against whole paths such as
     'backbone/encoder/layers/mlp/wo/kernel' or 'method/prompt', of what is trained; everything else stays as it is.
+
+    A parameter whose first logical axis is 'task' is a *bank*: one slice per task, [N, …]. Its slices train
+    independently of each other, and a task that is absent from a batch does not move.
     """
 
     trainable = ()
-    per_task = False  # whether it keeps parameters per task, and so reads `task_ids`
+    per_task = False  # whether rows read their own task's slice, by `task_ids`; otherwise banks have one slice for all
 
-    def init(self, rng: Array, config: T5Config) -> dict[str, Any]:
+    def init(self, rng: Array, setting: Setting) -> dict[str, Any]:
         """The method's own parameters, float32."""
-        del rng, config
+        del rng, setting
         return {}
 
     def logical_axes(self, path: str) -> tuple[str | None, ...]:
         """Logical axis names of the method's parameter at `path` (without the leading 'method/')."""
         raise KeyError(f"{type(self).__name__} has no parameter {path}.")
+
+    def banked(self, path: str) -> bool:
+        """Whether the variable at this whole path is a bank."""
+        kind, _, rest = path.partition("/")
+        return kind == "method" and self.logical_axes(rest)[:1] == ("task",)
 
     def condition(self, params: Mapping[str, Any], batch: Batch, backbone: Backbone) -> Conditioning:
         """Turns the method's parameters and the batch (task ids, instruction tokens) into conditioning."""

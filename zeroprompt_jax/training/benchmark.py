@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zeroprompt_jax.methods.base import Method
+from zeroprompt_jax.methods.base import Method, Setting
 from zeroprompt_jax.methods.full import Full
 from zeroprompt_jax.methods.prompt import Prompt
 from zeroprompt_jax.models import flops, t5
@@ -54,7 +54,7 @@ def measure(
 
     def init():
         keys = jax.random.split(jax.random.key(0))
-        return states.flatten({"backbone": t5.init(config, keys[0]), "method": method.init(keys[1], config)})
+        return states.flatten({"backbone": t5.init(config, keys[0]), "method": method.init(keys[1], Setting(config))})
 
     with partitioning.activate(mesh):
         params, frozen = states.split(jax.jit(init)(), method.trainable)
@@ -87,7 +87,7 @@ def compare(
 ) -> Iterator[dict[str, Any]]:
     """One record each for full training and for a soft prompt of `prompt` vectors."""
     peak = peak_flops() * jax.device_count()
-    for name, method in (("full", Full()), ("prompt", Prompt(prompt))):
+    for name, method in (("full", Full()), ("prompt", Prompt(length=prompt))):
         found = measure(config, method, batch=batch, inputs=inputs, targets=targets, steps=steps)
         length = prompt if name == "prompt" else 0
         needed = flops.train(config, batch, inputs, targets, length, frozen=name == "prompt")

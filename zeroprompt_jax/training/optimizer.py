@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,8 +56,8 @@ class Optimizer:
     muon (Jordan et al. 2024) orthogonalises the update of every kernel of a layer, here with three Newton-Schulz steps;
     what is not such a matrix (embeddings, position biases, scales) trains by adamw with Nesterov momentum.
 
-    clip_norm: of the whole gradient, before the optimizer; None is off. multipliers: path regex -> factor of the
-    learning rate for the parameters it fully matches; the first match counts.
+    clip_norm: of the whole gradient (in a bank of each task's), before the optimizer; None is off. multipliers: path
+    regex -> factor of the learning rate for the parameters it fully matches; the first match counts.
     """
 
     name: str = "adafactor"
@@ -77,9 +78,23 @@ class Optimizer:
             if factor < 0:
                 raise UserError(f"Optimizer.multipliers['{regex}'] is {factor}; a learning rate cannot be negative.")
 
-    def build(self, total_steps: int) -> optax.GradientTransformation:
-        """The optax transformation over a flat dict of parameters named by path."""
+    def build(
+        self, total_steps: int, banked: Callable[[str], bool] = lambda path: False
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optax transformation over a flat dict of parameters named by path.
+
+        The slices of what is `banked`, [N, …], train each as if it were alone, clipping included, and `update` takes
+        `present`, [N] bool: what is absent does not move, state included. The rest trains, and is clipped, together.
+        """
         rate = self.schedule.build(total_steps)
+
+        def kinds(params):
+            return {path: "bank" if banked(path) else "rest" for path in params}
+
+        tx = optax.partition({"bank": _per_task(self._build, rate), "rest": self._build(rate)}, kinds)
+        return optax.chain(tx, _scaled_by_path(self.multipliers)) if self.multipliers else tx
+
+    def _build(self, rate: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformation:
         if self.name == "adamw":
             tx = optax.adamw(rate, self.b1, self.b2, weight_decay=self.weight_decay)
         elif self.name == "muon":
@@ -107,8 +122,6 @@ class Optimizer:
             # scale are statistics of a whole leaf, so each layer's slice gets its own.
             each = over_leading_axis(adafactor)
             tx = optax.partition({"encoder": each, "decoder": each, "rest": adafactor}, _stacks)
-        if self.multipliers:
-            tx = optax.chain(tx, _scaled_by_path(self.multipliers))
         return tx if self.clip_norm is None else optax.chain(optax.clip_by_global_norm(self.clip_norm), tx)
 
 
@@ -156,3 +169,35 @@ def over_leading_axis(tx: optax.GradientTransformation) -> optax.GradientTransfo
         return jax.vmap(tx.update)(updates, state, params)
 
     return optax.GradientTransformation(init, update)
+
+
+class PerTaskState(NamedTuple):
+    """count: int32 scalar, all updates; inner: each task's own state, [N, …], which counts that task's updates only."""
+
+    count: jax.Array
+    inner: Any
+
+
+def _per_task(
+    make: Callable[[Callable], optax.GradientTransformation], rate: Callable[[jax.Array], jax.Array]
+) -> optax.GradientTransformationExtraArgs:
+    """Runs `make(rate)` independently on every task's slice of a bank; absent tasks stay as they are, to the bit.
+
+    The learning rate follows the whole run's step, as a task that is drawn now and then would never see it decay.
+    """
+
+    def init(params):
+        return PerTaskState(jnp.zeros((), jnp.int32), over_leading_axis(make(rate)).init(params))
+
+    def update(updates, state, params=None, *, present=None, **extra):
+        del extra
+        now = over_leading_axis(make(lambda _: rate(state.count)))
+        moved, inner = now.update(updates, state.inner, params)
+        if present is not None:
+            own = lambda leaf: present.reshape(-1, *[1] * (leaf.ndim - 1))
+            # Adding -0.0 changes no float, while adding 0.0 would change -0.0.
+            moved = jax.tree.map(lambda x: jnp.where(own(x), x, -0.0), moved)
+            inner = jax.tree.map(lambda new, old: jnp.where(own(new), new, old), inner, state.inner)
+        return moved, PerTaskState(state.count + 1, inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)

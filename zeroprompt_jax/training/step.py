@@ -20,7 +20,10 @@ Metrics = dict[str, Array]
 @dataclasses.dataclass(frozen=True)
 class Loss:
     """Cross-entropy per target token: the sum over the global batch, micro-batches included, divided by the number of
-    target tokens (the sum of `decoder_loss_weights`). A method's further losses are added as they are."""
+    target tokens (the sum of `decoder_loss_weights`). A method's further losses are added as they are.
+
+    Where only banks train, each task's tokens are divided by that task's number of tokens, so that a task trains in a
+    mixed batch as it would alone; what is logged is then the mean over the batch's tasks."""
 
     z_loss: float = 1e-4
     label_smoothing: float = 0.0
@@ -62,17 +65,19 @@ def make_train_step(
     Dropout's randomness is a function of (seed, step): a resumed run draws what an uninterrupted one would have.
     """
 
-    def loss_sum(params, frozen, batch, tokens, rng):
+    def loss_sum(params, frozen, batch, rng):
         sums, extra = forward(unflatten(params, frozen), batch, method, config, loss, rng)
-        total = sums.loss / tokens + sum(extra.values()) / accumulate
-        return total, (sums, extra)
+        return sums.loss + sum(extra.values()) / accumulate, (sums, extra)
 
     def train_step(state: State, frozen: Flat, batch) -> tuple[State, Metrics]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step) if config.dropout_rate > 0 else None
-        tokens = jnp.maximum(jnp.sum(batch["decoder_loss_weights"]), 1.0)
+        weights_BS = batch["decoder_loss_weights"]
+        tokens = jnp.sum(weights_BS)
+        scale_B, present = _shares(method, state.params, batch)
+        batch = {**batch, "decoder_loss_weights": weights_BS * scale_B[:, None]}
         grad_fn = jax.grad(loss_sum, has_aux=True)
         if accumulate == 1:
-            grads, (sums, extra) = grad_fn(state.params, frozen, batch, tokens, rng)
+            grads, (sums, extra) = grad_fn(state.params, frozen, batch, rng)
         else:
             rows = batch["decoder_target_tokens"].shape[0]
             if rows % accumulate:
@@ -81,7 +86,7 @@ def make_train_step(
             def micro(carry, x):
                 i, part = x
                 part_rng = None if rng is None else jax.random.fold_in(rng, i)
-                grads, aux = grad_fn(state.params, frozen, part, tokens, part_rng)
+                grads, aux = grad_fn(state.params, frozen, part, part_rng)
                 return jax.tree.map(jnp.add, carry, grads), aux
 
             # Interleaved rows, so that every device keeps a share of each micro-batch. Rows that share an instruction
@@ -99,11 +104,13 @@ def make_train_step(
             grads, aux = jax.lax.scan(micro, zeros, (jnp.arange(accumulate), parts))
             sums, extra = jax.tree.map(lambda x: x.sum(0), aux)
             extra = {k: v / accumulate for k, v in extra.items()}
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        extra_args = {} if present is None else {"present": present}
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra_args)
+        units = jnp.maximum(sums.tokens, 1.0)  # 1, or the number of tasks that are weighted alike
         metrics = {
-            "loss": sums.loss / tokens,
-            "z_loss": sums.z_loss / tokens,
-            "token_accuracy": sums.correct / tokens,
+            "loss": sums.loss / units,
+            "z_loss": sums.z_loss / units,
+            "token_accuracy": sums.correct / units,
             "target_tokens": tokens,
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": rate(state.step),
@@ -113,3 +120,19 @@ def make_train_step(
         return State(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
     return train_step
+
+
+def _shares(method: Method, params: Flat, batch: Mapping[str, Array]) -> tuple[Array, Array | None]:
+    """What each row's token weights are multiplied by, [B], and which slices of the banks are in the batch, [N] bool
+    (None where there is no bank)."""
+    tokens_B = jnp.sum(batch["decoder_loss_weights"], axis=-1)
+    banks = [path for path in params if method.banked(path)]
+    everything = jnp.full_like(tokens_B, 1.0 / jnp.maximum(tokens_B.sum(), 1.0))
+    if not banks:
+        return everything, None
+    N = params[banks[0]].shape[0]
+    if not method.per_task:
+        return everything, jnp.ones(N, bool)
+    tokens_N = jax.ops.segment_sum(tokens_B, batch["task_ids"], N)
+    own_B = 1.0 / jnp.maximum(tokens_N[batch["task_ids"]], 1.0)
+    return own_B if len(banks) == len(params) else everything, tokens_N > 0
