@@ -22,7 +22,7 @@ from zeroprompt_jax.evaluation import infer, report
 from zeroprompt_jax.evaluation.evaluate import Evaluate, Evaluation, evaluate
 from zeroprompt_jax.evaluation.predict import Predictor
 from zeroprompt_jax.methods.bank import Bank
-from zeroprompt_jax.methods.base import Method, Setting
+from zeroprompt_jax.methods.base import Method, Run, Setting
 from zeroprompt_jax.methods.full import Full
 from zeroprompt_jax.models import t5
 from zeroprompt_jax.models.t5 import T5Config
@@ -112,7 +112,14 @@ def _setting(experiment: Experiment) -> Setting:
         tasks,
         encode=load_vocabulary(experiment.data.vocabulary).encode,
         labels={task: cards.card(task).options for task in tasks if cards.is_task(task)},
+        run=_trained,
     )
+
+
+def _trained(path: str) -> Run:
+    """What the method of another run trained."""
+    flat, tasks = checkpoint.load_run(path)
+    return Run({k.removeprefix("method/"): v for k, v in flat.items() if k.startswith("method/")}, tasks)
 
 
 def task_ids(experiment: Experiment) -> dict[str, int] | None:
@@ -181,7 +188,7 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
             file=sys.stderr,
         )
 
-    checkpointer = checkpoint.Checkpointer(settings.model_dir, settings.keep)
+    checkpointer = checkpoint.Checkpointer(settings.model_dir, settings.keep, task_ids(experiment) or ())
     model = build_model(experiment, trained=checkpointer.latest() is not None)
     mesh = model.mesh
     partitioning.check_batch(mesh, settings.batch_size // settings.accumulate)

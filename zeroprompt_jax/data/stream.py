@@ -10,7 +10,7 @@ from zeroprompt_jax.data.shards import ragged_positions
 from zeroprompt_jax.data.store import Store
 from zeroprompt_jax.errors import UserError, unknown
 
-BATCHING = ("padded", "packed", "buckets", "grouped")
+BATCHING = ("padded", "packed", "buckets", "grouped", "few_tasks")
 
 
 class TrainStream:
@@ -28,7 +28,8 @@ class TrainStream:
         batches as many as make 8,192 rows.
       batching: `padded` (one example a row, T = features.inputs); `packed` (several examples a row, with segment ids);
         `buckets` (rows of a batch are similarly long, and T is the shortest fitting bucket); `grouped` (a batch is
-        `groups` equal runs of rows, each with one instruction of its own).
+        `groups` equal runs of rows, each with one instruction of its own); `few_tasks` (padded, each batch of a random
+        number of tasks).
       buckets: lengths T for `buckets`; features.inputs is always one of them.
       groups: G, for `grouped`.
 
@@ -70,6 +71,8 @@ class TrainStream:
             self._window = window or 256
             if batching == "padded":
                 self._planner = planners.Padded(drawing, self._window, batch_size)
+            elif batching == "few_tasks":
+                self._planner = planners.FewTasks(drawing, self._window, batch_size)
             elif batching == "buckets":
                 self._planner = planners.Buckets(drawing, self._assembler, self._window, batch_size, buckets)
             else:

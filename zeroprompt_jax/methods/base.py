@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -12,6 +12,13 @@ from zeroprompt_jax.models.t5 import Backbone, Output, T5Config
 
 Array = jax.Array
 Batch = Mapping[str, Array]
+
+
+class Run(NamedTuple):
+    """What a run has trained. params: the method's parameters by path; tasks: names, in the order of its banks."""
+
+    params: Mapping[str, Any]
+    tasks: Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +31,7 @@ class Setting:
       backbone: the backbone's parameters, loaded; None where only shapes are wanted.
       encode: text to token ids, without EOS.
       labels: task name to its answer options.
+      run: reads what the run at a MODEL_DIR trained.
     """
 
     config: T5Config
@@ -31,6 +39,7 @@ class Setting:
     backbone: Mapping[str, Any] | None = None
     encode: Callable[[str], list[int]] | None = None
     labels: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    run: Callable[[str], Run] | None = None
 
     @property
     def embedding(self) -> Array:
@@ -53,6 +62,7 @@ class Method:
 
     trainable = ()
     per_task = False  # whether rows read their own task's slice, by `task_ids`; otherwise banks have one slice for all
+    reads_hidden = False  # whether `losses` reads hidden states
 
     def init(self, rng: Array, setting: Setting) -> dict[str, Any]:
         """The method's own parameters, float32."""
@@ -74,6 +84,8 @@ class Method:
         return Conditioning()
 
     def losses(self, params: Mapping[str, Any], batch: Batch, outputs: Output, backbone: Backbone) -> dict[str, Array]:
-        """Further losses by name, each already weighted and normalised; added to the cross-entropy."""
+        """Further losses by name, each already weighted; added to the cross-entropy. The batch's `decoder_loss_weights`
+        sum to 1 over its micro-batches (where only banks train, to 1 for every task), so a sum over tokens times these
+        is normalised as the cross-entropy is."""
         del params, batch, outputs, backbone
         return {}

@@ -8,10 +8,11 @@ checkpoint before.
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -28,9 +29,11 @@ def _absolute(path: str) -> epath.Path:
 
 
 class Checkpointer:
-    """The checkpoints of one run, in MODEL_DIR/checkpoints. keep: how many of the newest stay."""
+    """The checkpoints of one run, in MODEL_DIR/checkpoints. keep: how many of the newest stay. tasks: names of the tasks
+    that the banks hold, kept with each checkpoint."""
 
-    def __init__(self, model_dir: str, keep: int = 2):
+    def __init__(self, model_dir: str, keep: int = 2, tasks: Sequence[str] = ()):
+        self._about = {"tasks": list(tasks)} if tasks else {}
         self.directory = _absolute(model_dir) / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
@@ -46,7 +49,7 @@ class Checkpointer:
         if step == self.latest():
             return
         self.wait()
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(dict(record)))
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave({**record, **self._about}))
         self._guard(lambda: self._manager.save(step, args=args), step)
         self._pending = step
 
@@ -145,6 +148,15 @@ def load_params(path: str, wanted: Flat, regex: str = ".*") -> dict[str, jax.Arr
     )
     with ocp.PyTreeCheckpointer() as checkpointer:
         return checkpointer.restore(step_dir / "state", args=args)["params"]
+
+
+def load_run(path: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """All that a run trained, by path, on the host, and the names of the tasks that its banks hold."""
+    step_dir = find(path)
+    wanted = {k: jax.ShapeDtypeStruct(shape, np.float32) for k, shape in saved_shapes(step_dir).items()}
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        record = checkpointer.restore(step_dir / "record")
+    return jax.device_get(load_params(path, wanted)), record.get("tasks", [])
 
 
 def _sharding(leaf: Any) -> Any:

@@ -20,7 +20,7 @@ Metrics = dict[str, Array]
 @dataclasses.dataclass(frozen=True)
 class Loss:
     """Cross-entropy per target token: the sum over the global batch, micro-batches included, divided by the number of
-    target tokens (the sum of `decoder_loss_weights`). A method's further losses are added as they are.
+    target tokens (the sum of `decoder_loss_weights`). A method's further losses are added.
 
     Where only banks train, each task's tokens are divided by that task's number of tokens, so that a task trains in a
     mixed batch as it would alone; what is logged is then the mean over the batch's tasks."""
@@ -39,6 +39,7 @@ def forward(variables, batch: Mapping[str, Array], method: Method, config: T5Con
         conditioning,
         batch.get("encoder_segment_ids"),
         batch.get("decoder_segment_ids"),
+        hidden=method.reads_hidden,
     )
     sums = cross_entropy(
         outputs.logits,
@@ -67,7 +68,7 @@ def make_train_step(
 
     def loss_sum(params, frozen, batch, rng):
         sums, extra = forward(unflatten(params, frozen), batch, method, config, loss, rng)
-        return sums.loss + sum(extra.values()) / accumulate, (sums, extra)
+        return sums.loss + sum(extra.values()), (sums, extra)
 
     def train_step(state: State, frozen: Flat, batch) -> tuple[State, Metrics]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step) if config.dropout_rate > 0 else None
@@ -103,7 +104,6 @@ def make_train_step(
             zeros = jax.tree.map(jnp.zeros_like, state.params)
             grads, aux = jax.lax.scan(micro, zeros, (jnp.arange(accumulate), parts))
             sums, extra = jax.tree.map(lambda x: x.sum(0), aux)
-            extra = {k: v / accumulate for k, v in extra.items()}
         extra_args = {} if present is None else {"present": present}
         updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra_args)
         units = jnp.maximum(sums.tokens, 1.0)  # 1, or the number of tasks that are weighted alike
@@ -114,7 +114,7 @@ def make_train_step(
             "target_tokens": tokens,
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": rate(state.step),
-            **{f"loss/{k}": v for k, v in extra.items()},
+            **{f"loss/{k}": v / units for k, v in extra.items()},
         }
         metrics = {k: jnp.asarray(v, jnp.float32) for k, v in metrics.items()}
         return State(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
