@@ -6,6 +6,7 @@ import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from zeroprompt_jax.data import few_shot
 from zeroprompt_jax.errors import UserError, unknown
 
 POOLS = ("train", "held_out_task", "held_out_type")
@@ -183,23 +184,30 @@ def source(name: str) -> Source:
 
 
 def _lookup(name: str) -> tuple[TaskCard, Source]:
-    if name not in _TASKS:
-        raise unknown("task", name, _TASKS)
-    return _TASKS[name]
+    if name in _TASKS:
+        return _TASKS[name]
+    if (few := few_shot.parse(name)) and few.base in _TASKS and len(few.seeds) == 1:
+        return few_shot.draw(*_TASKS[few.base], few.shots, few.seeds[0])
+    raise unknown("task", few.base if few else name, _TASKS)
 
 
 def mixture(name: str) -> dict[str, float]:
-    """Relative rates of the tasks of a mixture; a task's own name is the mixture of that task alone."""
+    """Relative rates of the tasks of a mixture; a task's own name is the mixture of that task alone. `NAME@K.S-E` is
+    the mixture of few-shot tasks that `few_shot` explains."""
     if name in _MIXTURES:
         return dict(_MIXTURES[name])
     if name in _TASKS:
         return {name: 1.0}
+    if few := few_shot.parse(name):
+        base = mixture(few.base)
+        return dict(zip(few.names(base), [*base.values()] * len(few.seeds)))
     raise unknown("task or mixture", name, [*_MIXTURES, *_TASKS])
 
 
 def is_task(name: str) -> bool:
-    """Whether a task of this name is registered."""
-    return name in _TASKS
+    """Whether there is a task of this name."""
+    few = few_shot.parse(name)
+    return name in _TASKS or bool(few and few.base in _TASKS and len(few.seeds) == 1)
 
 
 def task_names() -> tuple[str, ...]:

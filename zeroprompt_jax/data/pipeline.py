@@ -39,7 +39,7 @@ class Data:
       cache_dir: of token ids, shared by runs; None is a folder of its own in MODEL_DIR.
       batching: padded, packed (several examples a row, for training whose conditioning all tasks share), buckets
         (batches of similarly long rows), grouped (batches of `instruction_groups` equal runs of rows, each with its
-        own instruction) or few_tasks (each batch has rows of a random number of tasks).
+        own instruction), few_tasks (each batch has rows of a random number of tasks) or every_task (of all tasks).
       bucket_lengths: encoder lengths for buckets, besides the feature length itself; its quarters by default.
       seed: of the order of the examples.
     """

@@ -165,33 +165,19 @@ class Grouped(_Planner):
         return Window(Draws(task_R, example_R, np.repeat(wording_J, self._rows), epoch_R))
 
 
-class FewTasks(_Planner):
-    """Each batch holds a few of the tasks: how many are drawn is uniform from 2 to all, each is drawn by its share, with
-    repetition, and the rows divide evenly among them (MPT's stochastic task sampling, arXiv 2303.02861)."""
+class _ByTask(_Planner):
+    """Base of planners that decide the task of every row first; each task's rows take its next examples."""
 
     def __init__(self, drawing: Drawing, batches: int, batch_size: int):
         super().__init__()
-        N = len(drawing.rates)
-        if N < 2 or batch_size < N:
-            raise UserError(
-                f"Batches of a few tasks need at least 2 tasks and a row for each; there are {N} tasks and {batch_size} "
-                f"rows."
-            )
-        share_N = np.array(list(drawing.rates.values()), np.float64)
-        self._edges_N = np.cumsum(share_N / share_N.sum())[:-1]
-        self._batch_size, self._batches = batch_size, batches
-        self._seed, self._plan = drawing.seed, drawing.plan(batches * batch_size)
+        self._batch_size, self._batches, self._seed = batch_size, batches, drawing.seed
+        self._plan = drawing.plan(batches * batch_size)
         self._wordings_N = np.array([drawing.wordings[t] for t in drawing.rates], np.int64)
-        self._before = (0, np.zeros(N, np.int64))
+        self._before = (0, np.zeros(len(drawing.rates), np.int64))
 
+    @abc.abstractmethod
     def _tasks(self, window: int) -> np.ndarray:
         """The task of every row of a window, [W, B]."""
-        N, B, W = len(self._wordings_N), self._batch_size, self._batches
-        batch_W = window * W + np.arange(W)
-        count_W = 2 + (hash64(self._seed, _BATCHES, batch_W) % np.uint64(N - 1)).astype(np.int64)
-        uniform_WN = (hash64(self._seed, _ORDER, batch_W[:, None], np.arange(N)) >> np.uint64(11)) * 2.0**-53
-        task_WN = np.searchsorted(self._edges_N, uniform_WN, side="right")
-        return np.take_along_axis(task_WN, np.sort(np.arange(B) % count_W[:, None], axis=1), axis=1)
 
     def _drawn_before(self, window: int) -> np.ndarray:
         at, total_N = self._before if self._before[0] <= window else (0, np.zeros_like(self._before[1]))
@@ -209,6 +195,48 @@ class FewTasks(_Planner):
         example_R, epoch_R = self._plan.locate(task_R, self._drawn_before(window)[task_R] + within_R)
         random_R = hash64(self._seed, _SHARED, window, np.arange(len(task_R))) >> np.uint64(1)
         return Window(Draws(task_R, example_R, random_R.astype(np.int64) % self._wordings_N[task_R], epoch_R))
+
+
+class FewTasks(_ByTask):
+    """Each batch holds a few of the tasks: how many are drawn is uniform from 2 to all, each is drawn by its share, with
+    repetition, and the rows divide evenly among them (MPT's stochastic task sampling, arXiv 2303.02861)."""
+
+    def __init__(self, drawing: Drawing, batches: int, batch_size: int):
+        super().__init__(drawing, batches, batch_size)
+        N = len(drawing.rates)
+        if N < 2 or batch_size < N:
+            raise UserError(
+                f"Batches of a few tasks need at least 2 tasks and a row for each; there are {N} tasks and {batch_size} "
+                f"rows."
+            )
+        share_N = np.array(list(drawing.rates.values()), np.float64)
+        self._edges_N = np.cumsum(share_N / share_N.sum())[:-1]
+
+    def _tasks(self, window: int) -> np.ndarray:
+        N, B, W = len(self._wordings_N), self._batch_size, self._batches
+        batch_W = window * W + np.arange(W)
+        count_W = 2 + (hash64(self._seed, _BATCHES, batch_W) % np.uint64(N - 1)).astype(np.int64)
+        uniform_WN = (hash64(self._seed, _ORDER, batch_W[:, None], np.arange(N)) >> np.uint64(11)) * 2.0**-53
+        task_WN = np.searchsorted(self._edges_N, uniform_WN, side="right")
+        return np.take_along_axis(task_WN, np.sort(np.arange(B) % count_W[:, None], axis=1), axis=1)
+
+
+class EveryTask(_ByTask):
+    """Each batch holds equally many rows of every task, so that the slices of a bank train side by side as each would
+    alone. Shares must be equal."""
+
+    def __init__(self, drawing: Drawing, batches: int, batch_size: int):
+        super().__init__(drawing, batches, batch_size)
+        N = len(drawing.rates)
+        if batch_size % N:
+            raise UserError(f"A batch of {batch_size} rows does not hold equally many of {N} tasks; give a multiple of {N}.")
+        if len({round(rate, 9) for rate in drawing.rates.values()}) > 1:
+            raise UserError("Batches of every task show all tasks equally often; set Data.rates to 'uniform'.")
+
+    def _tasks(self, window: int) -> np.ndarray:
+        del window
+        N = len(self._wordings_N)
+        return np.tile(np.repeat(np.arange(N), self._batch_size // N), (self._batches, 1))
 
 
 class Packed(_Planner):

@@ -10,7 +10,7 @@ from zeroprompt_jax.data.shards import ragged_positions
 from zeroprompt_jax.data.store import Store
 from zeroprompt_jax.errors import UserError, unknown
 
-BATCHING = ("padded", "packed", "buckets", "grouped", "few_tasks")
+BATCHING = ("padded", "packed", "buckets", "grouped", "few_tasks", "every_task")
 
 
 class TrainStream:
@@ -29,7 +29,7 @@ class TrainStream:
       batching: `padded` (one example a row, T = features.inputs); `packed` (several examples a row, with segment ids);
         `buckets` (rows of a batch are similarly long, and T is the shortest fitting bucket); `grouped` (a batch is
         `groups` equal runs of rows, each with one instruction of its own); `few_tasks` (padded, each batch of a random
-        number of tasks).
+        number of tasks); `every_task` (padded, each batch of all tasks, evenly).
       buckets: lengths T for `buckets`; features.inputs is always one of them.
       groups: G, for `grouped`.
 
@@ -71,8 +71,9 @@ class TrainStream:
             self._window = window or 256
             if batching == "padded":
                 self._planner = planners.Padded(drawing, self._window, batch_size)
-            elif batching == "few_tasks":
-                self._planner = planners.FewTasks(drawing, self._window, batch_size)
+            elif batching in ("few_tasks", "every_task"):
+                kind = planners.FewTasks if batching == "few_tasks" else planners.EveryTask
+                self._planner = kind(drawing, self._window, batch_size)
             elif batching == "buckets":
                 self._planner = planners.Buckets(drawing, self._assembler, self._window, batch_size, buckets)
             else:

@@ -1,0 +1,77 @@
+"""Few-shot tasks by name: `NAME@K.S` is the task NAME with K of its training examples, drawn by the seed S.
+
+`MIXTURE@K.S` is the mixture of these tasks, and `MIXTURE@K.S-E` that of all seeds from S to E, each a task of its own, so
+that repetitions train side by side as slices of one bank.
+"""
+
+import dataclasses
+import hashlib
+import heapq
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from zeroprompt_jax.errors import UserError
+
+_NAME = re.compile(r"(.+)@(\d+)\.(\d+)(?:-(\d+))?")
+
+
+class FewShot(NamedTuple):
+    """What a few-shot name says."""
+
+    base: str
+    shots: int
+    seeds: range
+
+    def names(self, tasks: Iterable[str]) -> list[str]:
+        """The few-shot tasks made of these tasks, seed by seed."""
+        return [f"{task}@{self.shots}.{seed}" for seed in self.seeds for task in tasks]
+
+
+def parse(name: str) -> FewShot | None:
+    """Reads NAME@K.S or NAME@K.S-E; None for any other name."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        return None
+    base, shots, first, last = found[1], int(found[2]), int(found[3]), int(found[4] or found[3])
+    if shots < 1 or last < first:
+        raise UserError(f"'{name}' is not a few-shot name: NAME@K.S-E needs K of at least 1 and seeds S up to E.")
+    return FewShot(base, shots, range(first, last + 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """`examples` of a source whose training examples are K drawn ones, in a random order; other splits are whole.
+
+    The K that are drawn are among the K + 1 that the same seed draws.
+    """
+
+    source: Any
+    name: str
+    shots: int
+    seed: int
+
+    def __call__(self, split: str) -> Iterable[Mapping[str, Any]]:
+        examples = self.source.examples(split)
+        return self._draw(examples) if split == "train" else examples
+
+    def _draw(self, examples: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        def key(item):
+            return hashlib.blake2b(f"{self.seed}/{self.name}/{item[0]}".encode(), digest_size=8).digest()
+
+        drawn = [example for _, example in heapq.nsmallest(self.shots, enumerate(examples), key=key)]
+        if len(drawn) < self.shots:
+            raise UserError(
+                f"Task '{self.name}' has {len(drawn)} training examples, so {self.shots} cannot be drawn from it."
+            )
+        return drawn
+
+
+def draw(card: Any, source: Any, shots: int, seed: int) -> tuple[Any, Any]:
+    """The card and source of `CARD@shots.seed`."""
+    mark = f"@{shots}.{seed}"
+    examples = Drawn(source, card.name, shots, seed)
+    return (
+        dataclasses.replace(card, name=card.name + mark),
+        dataclasses.replace(source, examples=examples, fingerprint=source.fingerprint + mark),
+    )
