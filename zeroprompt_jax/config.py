@@ -38,6 +38,10 @@ CONFIGURABLES = {
     "Beam": "zeroprompt_jax.models.decoding:Beam",
     "methods.Full": "zeroprompt_jax.methods.full:Full",
     "methods.Prompt": "zeroprompt_jax.methods.prompt:Prompt",
+    "methods.MPT": "zeroprompt_jax.methods.mpt:MPT",
+    "Distillation": "zeroprompt_jax.methods.distillation:Distillation",
+    "AdaptationStudy": "zeroprompt_jax.search.adaptation:AdaptationStudy",
+    "Arm": "zeroprompt_jax.search.adaptation:Arm",
     "natural_instructions.register_directory": "zeroprompt_jax.tasks.natural_instructions:register_directory",
 }
 

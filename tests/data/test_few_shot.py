@@ -14,9 +14,13 @@ def examples(name, split="train"):
 
 def test_names():
     assert few_shot.parse("pick_0") is None and few_shot.parse("pick@16") is None
-    assert few_shot.parse("a/b@16.0") == ("a/b", 16, range(0, 1))
+    assert few_shot.parse("a/b@16.0") == ("a/b", (16,), range(0, 1))
     assert few_shot.parse("m@4.1-3").names(["x", "y"]) == ["x@4.1", "y@4.1", "x@4.2", "y@4.2", "x@4.3", "y@4.3"]
-    for name in ("m@0.0", "m@4.3-1"):
+    assert few_shot.parse("m@4,16.1-2").names(["x", "y"]) == [
+        *["x@4.1", "y@4.1", "x@16.1", "y@16.1"],
+        *["x@4.2", "y@4.2", "x@16.2", "y@16.2"],
+    ]
+    for name in ("m@0.0", "m@4.3-1", "m@4,4.0"):
         with pytest.raises(UserError, match="few-shot name"):
             few_shot.parse(name)
 
@@ -33,7 +37,7 @@ def test_drawn_examples(register):
         examples("pick_0@13.0")
     assert cards.card("pick_0@4.0").name == "pick_0@4.0" and cards.is_task("pick_0@4.0")
     assert cards.card("pick_0@4.0").instructions == cards.card("pick_0").instructions
-    for name in ("pick_9@4.0", "pick_0@4.0-2"):
+    for name in ("pick_9@4.0", "pick_0@4.0-2", "pick_0@3,4.0"):
         assert not cards.is_task(name)
         with pytest.raises(UserError):
             cards.card(name)

@@ -1,6 +1,7 @@
 """Task cards: what a prompted task says about itself, and the registry of tasks and mixtures. Plain Python."""
 
 import dataclasses
+import itertools
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -186,28 +187,28 @@ def source(name: str) -> Source:
 def _lookup(name: str) -> tuple[TaskCard, Source]:
     if name in _TASKS:
         return _TASKS[name]
-    if (few := few_shot.parse(name)) and few.base in _TASKS and len(few.seeds) == 1:
-        return few_shot.draw(*_TASKS[few.base], few.shots, few.seeds[0])
+    if (few := few_shot.parse(name)) and few.base in _TASKS and few.single:
+        return few_shot.draw(*_TASKS[few.base], few.shots[0], few.seeds[0])
     raise unknown("task", few.base if few else name, _TASKS)
 
 
 def mixture(name: str) -> dict[str, float]:
-    """Relative rates of the tasks of a mixture; a task's own name is the mixture of that task alone. `NAME@K.S-E` is
-    the mixture of few-shot tasks that `few_shot` explains."""
+    """Relative rates of the tasks of a mixture; a task's own name is the mixture of that task alone. `NAME@K.S` is a
+    mixture of few-shot tasks, see `few_shot`."""
     if name in _MIXTURES:
         return dict(_MIXTURES[name])
     if name in _TASKS:
         return {name: 1.0}
     if few := few_shot.parse(name):
         base = mixture(few.base)
-        return dict(zip(few.names(base), [*base.values()] * len(few.seeds)))
+        return dict(zip(few.names(base), itertools.cycle(base.values())))
     raise unknown("task or mixture", name, [*_MIXTURES, *_TASKS])
 
 
 def is_task(name: str) -> bool:
     """Whether there is a task of this name."""
     few = few_shot.parse(name)
-    return name in _TASKS or bool(few and few.base in _TASKS and len(few.seeds) == 1)
+    return name in _TASKS or bool(few and few.base in _TASKS and few.single)
 
 
 def task_names() -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Few-shot tasks by name: `NAME@K.S` is the task NAME with K of its training examples, drawn by the seed S.
 
-`MIXTURE@K.S` is the mixture of these tasks, and `MIXTURE@K.S-E` that of all seeds from S to E, each a task of its own, so
-that repetitions train side by side as slices of one bank.
+`MIXTURE@K.S` is the mixture of these tasks; `MIXTURE@4,16.S-E` that of several K and of all seeds from S to E, each a
+task of its own, so that a whole grid trains side by side as slices of one bank.
 """
 
 import dataclasses
@@ -13,30 +13,36 @@ from typing import Any, NamedTuple
 
 from zeroprompt_jax.errors import UserError
 
-_NAME = re.compile(r"(.+)@(\d+)\.(\d+)(?:-(\d+))?")
+_NAME = re.compile(r"(.+)@(\d+(?:,\d+)*)\.(\d+)(?:-(\d+))?")
 
 
 class FewShot(NamedTuple):
     """What a few-shot name says."""
 
     base: str
-    shots: int
+    shots: tuple[int, ...]
     seeds: range
 
+    @property
+    def single(self) -> bool:
+        """Whether it names one number of examples and one seed, as a task does."""
+        return len(self.shots) == len(self.seeds) == 1
+
     def names(self, tasks: Iterable[str]) -> list[str]:
-        """The few-shot tasks made of these tasks, seed by seed."""
-        return [f"{task}@{self.shots}.{seed}" for seed in self.seeds for task in tasks]
+        """The few-shot tasks made of these tasks."""
+        return [f"{task}@{k}.{seed}" for seed in self.seeds for k in self.shots for task in tasks]
 
 
 def parse(name: str) -> FewShot | None:
-    """Reads NAME@K.S or NAME@K.S-E; None for any other name."""
+    """Reads NAME@K,K.S-E; None for any other name."""
     found = _NAME.fullmatch(name)
     if found is None:
         return None
-    base, shots, first, last = found[1], int(found[2]), int(found[3]), int(found[4] or found[3])
-    if shots < 1 or last < first:
-        raise UserError(f"'{name}' is not a few-shot name: NAME@K.S-E needs K of at least 1 and seeds S up to E.")
-    return FewShot(base, shots, range(first, last + 1))
+    shots = tuple(int(k) for k in found[2].split(","))
+    first, last = int(found[3]), int(found[4] or found[3])
+    if min(shots) < 1 or last < first or len(set(shots)) < len(shots):
+        raise UserError(f"'{name}' is not a few-shot name: NAME@K,K.S-E needs different K above 0 and seeds S up to E.")
+    return FewShot(found[1], shots, range(first, last + 1))
 
 
 @dataclasses.dataclass(frozen=True)

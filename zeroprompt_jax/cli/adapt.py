@@ -1,0 +1,18 @@
+"""Compares ways to adapt a backbone on few-shot targets, over seeds; the same command continues a stopped study."""
+
+import argparse
+
+from zeroprompt_jax import config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    config.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    config.load(args.gin_file, args.gin_bindings)
+    from zeroprompt_jax.search import adaptation
+
+    study = config.make("AdaptationStudy")
+    adaptation.run(study, " ".join(["zeroprompt adapt", *(f"--gin_file={name}" for name in args.gin_file)]))
+    return 0
