@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.methods.base import Setting
 
 Array = jax.Array
@@ -161,6 +161,33 @@ class Trained(Initialiser):
             raise UserError(f"Trained.path: '{self.path}' holds no tensor 'prompt', only {', '.join(sorted(tensors))}.")
         found = tensors["prompt"] if "prompt" in tensors else next(iter(tensors.values()))
         return _fitting(found, self.path, shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class FromRun(Initialiser):
+    """A prompt that another run trained; every task starts from it.
+
+    run: its MODEL_DIR; one of prompt tuning (`prompt`), or of MPT, whose shared prompt is taken. task: which of its
+    tasks' prompts; None takes their mean, which is the prompt itself where all tasks share one (SPoT's generic prompt, Vu
+    et al. 2022, section 2.2).
+    """
+
+    run: str
+    task: str | None = None
+
+    def make(self, rng, setting, shape):
+        if setting.run is None:
+            raise UserError(f"FromRun.run '{self.run}': runs cannot be read here.")
+        found = setting.run(self.run)
+        if "shared" in found.params and self.task is None:
+            return _fitting(found.params["shared"], self.run, shape)
+        if "prompt" not in found.params:
+            raise UserError(f"FromRun.run '{self.run}' trained no prompt, only {', '.join(sorted(found.params))}.")
+        if self.task is None:
+            return _fitting(found.params["prompt"].mean(0), self.run, shape)
+        if self.task not in found.tasks:
+            raise unknown("task in FromRun", self.task, found.tasks)
+        return _fitting(found.params["prompt"][list(found.tasks).index(self.task)], self.run, shape)
 
 
 def _encode(setting: Setting, text: str) -> np.ndarray:
