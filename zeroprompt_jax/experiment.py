@@ -118,7 +118,8 @@ def _setting(experiment: Experiment) -> Setting:
 
 def _trained(path: str) -> Run:
     """What the method of another run trained."""
-    flat, tasks = checkpoint.load_run(path)
+    with jax.ensure_compile_time_eval():  # parameters are made under jit, where nothing could be read
+        flat, tasks = checkpoint.load_run(path)
     return Run({k.removeprefix("method/"): v for k, v in flat.items() if k.startswith("method/")}, tasks)
 
 
