@@ -168,6 +168,22 @@ def test_a_run_leaves_everything(run):
     assert "Train: 2 tasks of 2 families, 2 types." in err and "parameters train, 0 are frozen" in err
 
 
+def test_packed_runs_count_examples_and_not_rows(home, capsys, monkeypatch):
+    given = {}
+
+    def fit(*_, **options):
+        given.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "fit", fit)
+    wide = '--gin.Data.feature_lengths={"inputs": 64, "targets": 16}'
+    assert cli.main(arguments("packed", '--gin.Data.batching="packed"', wide)) == 130
+    said = capsys.readouterr().err
+    each = given["examples_per_row"]
+    assert each > 1.2 and f"Batches are packed: {each:.2f} examples a row" in said
+    assert f"Every task has the share 50.0%, {20 * 4 * each / 2:,.0f} of {20 * 4 * each:,.0f} draws." in said
+
+
 def test_the_resolved_config_repeats_the_run(run):
     config.load([str(run[0] / "config.gin")])
     assert config.make("Experiment") == settings("whole")
