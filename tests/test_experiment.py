@@ -385,6 +385,25 @@ def test_mistakes_in_a_new_run(run, home, capsys):
     assert not (home / "bad_size" / "config.gin").exists() and not (home / "bad_path" / "config.gin").exists()
 
 
+def test_a_warm_cache_needs_neither_tensorflow_nor_seqio(run, home):
+    verbs = {
+        "train": arguments("warm", "--gin.Data.cache_dir='whole/cache'", "--gin.TRAIN_STEPS=2"),
+        "eval": ["eval", "--model_dir=whole", "--output=warm_eval"],
+        "infer": ["infer", "--model_dir=whole", "--task=toy_odd", "--output=warm.jsonl"],
+    }
+    code = f"""
+import sys
+from zeroprompt_jax.cli.main import main
+for name, argv in {verbs}.items():
+    assert main(argv) == 0
+    print("imported by", name, sorted({{"tensorflow", "seqio"}} & sys.modules.keys()), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [f"imported by {name} []" in done.stderr for name in verbs] == [True] * 3, done.stderr
+    assert "caching tasks" not in done.stderr
+
+
 @pytest.mark.slow
 def test_prompt_tuning_saves_a_prompt_and_leaves_the_backbone(run, home, capsys):
     (home / "prompt.gin").write_text(
