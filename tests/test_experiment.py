@@ -181,7 +181,8 @@ def test_packed_runs_count_examples_and_not_rows(home, capsys, monkeypatch):
     said = capsys.readouterr().err
     each = given["examples_per_row"]
     assert each > 1.2 and f"Batches are packed: {each:.2f} examples a row" in said
-    assert f"Every task has the share 50.0%, {20 * 4 * each / 2:,.0f} of {20 * 4 * each:,.0f} draws." in said
+    draws = round(20 * 4 * each)
+    assert f"Every task has the share 50.0%, {draws / 2:,.0f} of {draws:,} draws." in said
 
 
 def test_the_resolved_config_repeats_the_run(run):
