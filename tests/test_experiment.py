@@ -168,6 +168,23 @@ def test_a_run_leaves_everything(run):
     assert "Train: 2 tasks of 2 families, 2 types." in err and "parameters train, 0 are frozen" in err
 
 
+def test_packed_runs_count_examples_and_not_rows(home, capsys, monkeypatch):
+    given = {}
+
+    def fit(*_, **options):
+        given.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "fit", fit)
+    wide = '--gin.Data.feature_lengths={"inputs": 64, "targets": 16}'
+    assert cli.main(arguments("packed", '--gin.Data.batching="packed"', wide)) == 130
+    said = capsys.readouterr().err
+    each = given["examples_per_row"]
+    assert each > 1.2 and f"Batches are packed: {each:.2f} examples a row" in said
+    draws = round(20 * 4 * each)
+    assert f"Every task has the share 50.0%, {draws / 2:,.0f} of {draws:,} draws." in said
+
+
 def test_the_resolved_config_repeats_the_run(run):
     config.load([str(run[0] / "config.gin")])
     assert config.make("Experiment") == settings("whole")
@@ -367,6 +384,25 @@ def test_mistakes_in_a_new_run(run, home, capsys):
     assert "Did you mean 'toy_train'?" in mistake(capsys, *arguments("bad_name", "--gin.Data.mixture=toy_trian"))
     # A mistake is no run: the corrected command will not be refused.
     assert not (home / "bad_size" / "config.gin").exists() and not (home / "bad_path" / "config.gin").exists()
+
+
+def test_a_warm_cache_needs_neither_tensorflow_nor_seqio(run, home):
+    verbs = {
+        "train": arguments("warm", "--gin.Data.cache_dir='whole/cache'", "--gin.TRAIN_STEPS=2"),
+        "eval": ["eval", "--model_dir=whole", "--output=warm_eval"],
+        "infer": ["infer", "--model_dir=whole", "--task=toy_odd", "--output=warm.jsonl"],
+    }
+    code = f"""
+import sys
+from zeroprompt_jax.cli.main import main
+for name, argv in {verbs}.items():
+    assert main(argv) == 0
+    print("imported by", name, sorted({{"tensorflow", "seqio"}} & sys.modules.keys()), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [f"imported by {name} []" in done.stderr for name in verbs] == [True] * 3, done.stderr
+    assert "caching tasks" not in done.stderr
 
 
 @pytest.mark.slow

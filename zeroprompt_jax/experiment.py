@@ -159,45 +159,51 @@ def check_batching(experiment: Experiment) -> None:
         )
 
 
+def check_rows(experiment: Experiment) -> None:
+    """Raises UserError where the rows of a batch do not divide over the mesh. An instruction of grouped batches must lie
+    on one device with its rows, so that a process makes whole groups."""
+    mesh, settings = experiment.mesh.build(), experiment.train
+    partitioning.check_batch(mesh, settings.batch_size // settings.accumulate)
+    if experiment.data.batching == "grouped":
+        groups = experiment.data.instruction_groups // settings.accumulate
+        partitioning.check_batch(mesh, groups, "Instruction groups per micro-batch:")
+    partitioning.check_batch(mesh, experiment.evaluate.batch_size, "Evaluate.batch_size")
+
+
 def train(experiment: Experiment, config_text: str = "", title: str = "") -> Evaluation | None:
     """Trains, evaluates and reports in `model_dir`; started again it resumes, or reports when it was finished.
 
     Restore order: the run's own newest checkpoint, then `initial_checkpoint_path`, then scratch. Returns None when the
     run had been finished before.
     """
-    settings = experiment.train
+    settings, first = experiment.train, partitioning.is_first()
     root = Path(settings.model_dir)
     check_batching(experiment)
     _refuse_another(root, config_text)
     if _finished(root, settings.steps):
-        print((root / "table.txt").read_text(encoding="utf-8"), end="")
-        print(f"\nThis run was finished before; nothing was trained. For another one set another MODEL_DIR than {root}.")
+        if first:
+            print((root / "table.txt").read_text(encoding="utf-8"), end="")
+            print(f"\nThis run was finished before; nothing was trained. For another one set another MODEL_DIR than {root}.")
         return None
 
-    experiment.optimizer.schedule.build(settings.steps)  # its mistakes show before anything is cached
+    experiment.optimizer.schedule.build(settings.steps)  # mistakes show before anything is cached or compiled
+    check_rows(experiment)
     experiment.data.register()
-    store, vocabulary = experiment.data.open(settings.model_dir)
+    store, vocabulary = experiment.data.open(settings.model_dir, progress=first)
     check_vocabulary(experiment, vocabulary)
     stream = experiment.data.stream(store, settings.batch_size)
     groups = experiment.data.groups()
-    _say_tasks(experiment, store, groups)
+    fill = stream.fill()
+    _say_tasks(experiment, store, groups, round(settings.steps * settings.batch_size * fill["examples_per_row"]))
     if stream.batching != "padded":
-        fill = stream.fill()
-        print(
+        _say(
             f"Batches are {stream.batching}: {fill['examples_per_row']:.2f} examples a row; {fill['encoder']:.1%} of "
-            f"the encoder's tokens and {fill['decoder']:.1%} of the decoder's are not padding.",
-            file=sys.stderr,
+            f"the encoder's tokens and {fill['decoder']:.1%} of the decoder's are not padding."
         )
 
     checkpointer = checkpoint.Checkpointer(settings.model_dir, settings.keep, task_ids(experiment) or ())
     model = build_model(experiment, trained=checkpointer.latest() is not None)
     mesh = model.mesh
-    partitioning.check_batch(mesh, settings.batch_size // settings.accumulate)
-    if stream.batching == "grouped":
-        partitioning.check_batch(
-            mesh, experiment.data.instruction_groups // settings.accumulate, "Instruction groups per micro-batch:"
-        )
-    partitioning.check_batch(mesh, experiment.evaluate.batch_size, "Evaluate.batch_size")
     tx = experiment.optimizer.build(settings.steps, experiment.method.banked)
     create = lambda params: states.create(params, tx)
     abstract = jax.eval_shape(create, model.params)
@@ -213,12 +219,13 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
                 f"The run in {root} has trained to step {int(state.step):,} already, more than its TRAIN_STEPS "
                 f"{settings.steps:,}; give more, or another MODEL_DIR."
             )
-        print(f"Resuming {root} at step {int(state.step):,} of {settings.steps:,}.", file=sys.stderr)
+        _say(f"Resuming {root} at step {int(state.step):,} of {settings.steps:,}.")
         if _finished(root, int(state.step)):
-            print("It was finished: training goes on, and its results will be replaced.", file=sys.stderr)
-    _claim(root, config_text)  # only now: a config with a mistake in it claims nothing
+            _say("It was finished: training goes on, and its results will be replaced.")
+    if first:
+        _claim(root, config_text)  # only now: a config with a mistake in it claims nothing
     trained, frozen = states.count(model.params), states.count(model.frozen)
-    print(f"{trained:,} parameters train, {frozen:,} are frozen; {_devices(mesh)}.", file=sys.stderr)
+    _say(f"{trained:,} parameters train, {frozen:,} are frozen; {_devices(mesh)}.")
 
     def scores(state: State, settings: Evaluate, progress: bool, predictions: Path | None = None) -> Evaluation:
         variables = states.unflatten(state.params, model.frozen)
@@ -249,7 +256,8 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
         settings.accumulate,
         settings.seed,
     )
-    rows = partitioning.batch_sharding(mesh)
+    sharding = partitioning.batch_sharding(mesh)
+    mine = partitioning.local_rows(sharding, settings.batch_size)
     metrics = Metrics(settings.model_dir, int(state.step))
     try:
         with partitioning.activate(mesh):
@@ -258,21 +266,26 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
                 state,
                 model.frozen,
                 jax.jit(step, donate_argnums=0),
-                lambda n: partitioning.put_batch(stream.batch(n), rows),
+                lambda n: partitioning.put_batch(stream.batch(n, mine), sharding),
                 checkpointer,
                 metrics,
                 record=record,
                 evaluate=(lambda state: scores(state, during, False).summary()) if groups else None,
                 tasks_of=lambda n: [task for task, *_ in stream.drawn(n)],
+                examples_per_row=fill["examples_per_row"],
+                progress=first,
             )
         if not groups:
-            print(f"Trained {settings.steps:,} steps in {seconds / 60:.1f} minutes; no evaluation is configured.")
+            if first:
+                print(f"Trained {settings.steps:,} steps in {seconds / 60:.1f} minutes; no evaluation is configured.")
             return None
-        evaluation = scores(state, experiment.evaluate, True, root / "predictions.jsonl")
+        evaluation = scores(state, experiment.evaluate, first, root / "predictions.jsonl")
         metrics.write(settings.steps, {**evaluation.summary(), "final": True})
     finally:
         metrics.close()
         checkpointer.close()
+    if not first:
+        return evaluation
     table = report.write(
         root,
         evaluation.rows(),
@@ -309,8 +322,7 @@ def evaluate_run(
     store, vocabulary = data.open(model_dir, train=False)
     check_vocabulary(experiment, vocabulary)
     folder = Path(output or Path(model_dir) / "eval")
-    folder.mkdir(parents=True, exist_ok=True)
-    with _bar("evaluate", True) as tell:
+    with _bar("evaluate", partitioning.is_first()) as tell:
         evaluation = evaluate(
             model.variables,
             experiment.model,
@@ -326,6 +338,8 @@ def evaluate_run(
             folder / "predictions.jsonl",
             task_ids(experiment),
         )
+    if not partitioning.is_first():
+        return evaluation
     where = checkpoint_path or model_dir
     table = report.write(
         folder,
@@ -340,7 +354,9 @@ def evaluate_run(
 
 
 def predictor(experiment: Experiment, checkpoint_path: str | None = None, modules: Sequence[str] = ()) -> Predictor:
-    """A run's model as `predict(texts, tasks)` and `score(texts, options, tasks)`."""
+    """A run's model as `predict(texts, tasks)` and `score(texts, options, tasks)`, in one process."""
+    if jax.process_count() > 1:
+        raise UserError(f"Answering texts needs one process; this run has {jax.process_count()}.")
     experiment.data.register(modules)
     return Predictor(
         experiment.model,
@@ -423,8 +439,14 @@ def _finished(root: Path, steps: int) -> bool:
         return False
 
 
-def _say_tasks(experiment: Experiment, store: Store, groups: Mapping[str, Sequence[str]]) -> None:
-    """What is trained on and what is tested: numbers of tasks, families and types, and how often each is drawn."""
+def _say(line: str) -> None:
+    if partitioning.is_first():
+        print(line, file=sys.stderr)
+
+
+def _say_tasks(experiment: Experiment, store: Store, groups: Mapping[str, Sequence[str]], draws: int) -> None:
+    """What is trained on and what is tested: numbers of tasks, families and types, and how often each is drawn in a run
+    that draws so many examples."""
     def counted(tasks):
         mine = [store.card(task) for task in tasks]
         count = {"task": len(mine), "family": len({c.family for c in mine}), "type": len({c.type for c in mine})}
@@ -432,11 +454,11 @@ def _say_tasks(experiment: Experiment, store: Store, groups: Mapping[str, Sequen
         tasks, families, types = (f"{n:,} {name if n == 1 else plural[name]}" for name, n in count.items())
         return f"{tasks} of {families}, {types}"
 
-    print(f"Train: {counted(experiment.data.training())}.", file=sys.stderr)
+    _say(f"Train: {counted(experiment.data.training())}.")
     for group, tasks in groups.items():
-        print(f"Test, {group.replace('_', ' ')}: {counted(tasks)}.", file=sys.stderr)
-    for line in experiment.data.describe_shares(store, experiment.train.steps * experiment.train.batch_size):
-        print(line, file=sys.stderr)
+        _say(f"Test, {group.replace('_', ' ')}: {counted(tasks)}.")
+    for line in experiment.data.describe_shares(store, draws):
+        _say(line)
 
 
 def _devices(mesh: jax.sharding.Mesh) -> str:

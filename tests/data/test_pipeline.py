@@ -11,6 +11,7 @@ import pytest
 
 from zeroprompt_jax.cli.main import main
 from zeroprompt_jax.data import cache, cards, workers
+from zeroprompt_jax.data.batches import EvalSet
 from zeroprompt_jax.data.pipeline import Data
 from zeroprompt_jax.data.vocabulary import load_vocabulary
 from zeroprompt_jax.errors import UserError
@@ -135,6 +136,21 @@ def test_a_subset_trains_on_its_tasks_alone_and_is_tested_on_all(register, tmp_p
     assert lines[0].count("33.3%") == 3 and "Every task has the share 16.7%, 12 of 72 draws." in lines
     with pytest.raises(UserError, match="train_tasks 31 must be from 1 to 30"):
         Data("ours", train_tasks=31).training()
+
+
+def test_a_mixture_is_evaluated_task_by_task_and_whole(register, tmp_path):
+    """Where SeqIO mixes evaluation data, the smallest task ends the epoch."""
+    names = [*register(1, test=1000), *register(1, test=10, prefix="small")]
+    cards.register_mixture("ours", names)
+    data = Data("ours", evaluation={"all": "ours"}, vocabulary="bytes")
+    store, _ = data.open(str(tmp_path), progress=False)
+    assert data.groups() == {"all": tuple(names)}
+    evaluation = EvalSet(store, data.groups()["all"], "test", data.features())
+    seen = [store.tasks[t] for batch in evaluation.batches(64) for t in batch["task_ids"][batch["row_mask"]]]
+    assert collections.Counter(seen) == {names[0]: 1000, names[1]: 10}
+    assert len({(e.task, e.example) for e in evaluation.examples}) == 1010
+    with pytest.raises(UserError, match="ours"):
+        EvalSet(store, ["ours"], "test", data.features())
 
 
 def labelled(name, targets, options=()):

@@ -4,6 +4,7 @@ import collections
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from zeroprompt_jax.data import cache, mixture
 from zeroprompt_jax.data.batches import Features, TrainStream
@@ -82,6 +83,27 @@ def test_shares_are_the_rates(store, batching):
     # independently: 1,600 draws have a standard deviation of about 0.01.
     assert np.abs(shares - np.arange(1, 7) / 21).max() < (0.04 if batching == "few_tasks" else 0.01)
     assert np.abs(shares - 1 / 6).max() > 0.05
+
+
+@pytest.mark.parametrize("policy", ["explicit", "uniform", "proportional", "temperature"])
+@pytest.mark.parametrize("batching", BATCHING)
+def test_ten_thousand_draws_have_the_configured_shares(tmp_path, register, batching, policy):
+    names = [*register(4, train=10), *register(4, train=40, prefix="long")]
+    store = cache.build(tmp_path, names, load_vocabulary("bytes"), progress=False)
+    sizes = {t: store.size(t, "train") for t in names}
+    own = {t: 1.0 + i for i, t in enumerate(names)} if policy == "explicit" else None
+    rates = mixture.rates(sizes, policy, explicit=own, **({"temperature": 2.0} if policy == "temperature" else {}))
+    train = stream(store, batching, rates=rates, batch_size=40, groups=4)
+    counts, n = collections.Counter(), 0
+    while counts.total() < 10_000:
+        counts.update(task for task, *_ in train.drawn(n))
+        n += 1
+
+    def p_value(shares):
+        return scipy.stats.chisquare([counts[t] for t in names], counts.total() * np.array([shares[t] for t in names])).pvalue
+
+    assert p_value(rates) > 0.01
+    assert p_value(mixture.rates(sizes, "explicit", explicit={t: 8.0 - i for i, t in enumerate(names)})) < 0.01
 
 
 def test_buckets_hold_rows_of_similar_length(store):

@@ -1,6 +1,8 @@
 """The loop: stopping and resuming is never stopping; divergence and failures are told."""
 
+import itertools
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from zeroprompt_jax.data.batches import Features, TrainStream
 from zeroprompt_jax.data.vocabulary import load_vocabulary
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.methods.full import Full
-from zeroprompt_jax.training import state as states
+from zeroprompt_jax.training import loop, state as states
 from zeroprompt_jax.training.checkpoint import Checkpointer
 from zeroprompt_jax.training.loop import Diverged, Metrics, Prefetch, Train, fit
 from zeroprompt_jax.training.optimizer import Optimizer, Schedule
@@ -45,7 +47,7 @@ def train_step():
 def attempt(store, train_step):
     """attempt(folder, make=…) runs what one process would: everything is opened anew. Returns the last state."""
 
-    def run(folder, make=None, steps=STEPS, **settings):
+    def run(folder, make=None, steps=STEPS, examples_per_row=1.0, **settings):
         stream = TrainStream(store, dict.fromkeys(store.tasks, 1 / 3), Features(24, 4), 8, seed=3, window=2)
         train = Train(str(folder), steps, 8, log_every=2, **{"save_every": 5, "eval_every": 4, **settings})
         checkpointer = Checkpointer(str(folder), train.keep)
@@ -67,6 +69,7 @@ def attempt(store, train_step):
                 record=record,
                 evaluate=mean,
                 tasks_of=lambda n: [task for task, *_ in stream.drawn(n)],
+                examples_per_row=examples_per_row,
                 progress=False,
             )[0]
         finally:
@@ -107,6 +110,17 @@ def test_stopped_and_resumed_is_never_stopped(attempt, tmp_path):
     # Another stream is another run: the comparison above can fail.
     other = attempt(tmp_path / "other", lambda n, batch: {k: v[::-1] for k, v in batch.items()} if n == 3 else batch)
     assert not small_model.same_bits(other.params, whole.params)
+
+
+def test_examples_per_second_counts_the_examples_of_packed_rows(attempt, tmp_path, monkeypatch):
+    rates = {}
+    for each in (1.0, 3.5):
+        # A clock that a run reads equally often moves equally far.
+        monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=itertools.count(1.0).__next__))
+        attempt(tmp_path / str(each), steps=4, eval_every=None, examples_per_row=each)
+        written = [json.loads(line) for line in (tmp_path / str(each) / "metrics.jsonl").read_text().splitlines()]
+        rates[each] = [line["examples_per_second"] for line in written]
+    assert len(rates[1.0]) == 2 and rates[3.5] == pytest.approx([3.5 * rate for rate in rates[1.0]])
 
 
 def test_a_finished_run_is_left_as_it_is(attempt, tmp_path):

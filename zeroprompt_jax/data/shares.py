@@ -16,7 +16,7 @@ def describe(shares: Mapping[str, float], types: Mapping[str, str], sizes: Mappi
       shares: task to its share of the examples drawn; they sum to 1.
       types: task to its type.
       sizes: task to its number of training examples.
-      draws: examples that the run draws, steps times batch size.
+      draws: examples that the run draws: steps times batch size, times the examples of a row.
 
     Returns:
       Lines of at most 120 columns, except the warning, which is one line. It tells tasks that are gone through 10

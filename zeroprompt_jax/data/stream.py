@@ -80,12 +80,13 @@ class TrainStream:
                 self._planner = planners.Grouped(drawing, features, self._window, batch_size, groups)
                 self._group = batch_size // groups
 
-    def batch(self, n: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+    def batch(self, n: int, rows: slice | np.ndarray = slice(None)) -> dict[str, np.ndarray]:
         """Batch number n.
 
         Args:
           n: from 0, without end.
-          rows: the rows to make, when several hosts share a batch. Grouped batches come in whole groups.
+          rows: the rows to make, or their numbers, when several hosts share a batch. Grouped batches come in whole
+            groups.
 
         Returns:
           int32 `encoder_input_tokens` [B, T], `decoder_target_tokens`, `decoder_input_tokens` [B, S], float32
@@ -134,7 +135,7 @@ class TrainStream:
             "examples_per_row": len(encoder_E) / rows,
         }
 
-    def _rows(self, n: int, rows: slice) -> tuple[planners.Window, int, np.ndarray, np.ndarray]:
+    def _rows(self, n: int, rows: slice | np.ndarray) -> tuple[planners.Window, int, np.ndarray, np.ndarray]:
         """The window of batch n, the batch's place in it, and for each row its first example and how many it has."""
         number, place = divmod(n, self._window)
         window = self._planner.window(number)

@@ -1,7 +1,8 @@
 """Worker processes that tokenise tasks for `cache.build`.
 
 A worker is a plain child process that reads jobs from its standard input and writes results to its standard output, so
-it starts the same from a script, a notebook or a test, whatever the parent's main module does when it is imported. A
+it starts the same from a script, a notebook or a test, whatever the parent's main module does when it is imported. (A
+pool of `concurrent.futures` would import that module in every worker, and breaks as a whole when one worker dies.) A
 task reaches it as its pickled card and source, or, where these cannot be pickled (functions inside functions), by name
 through the task modules, which the worker then imports. Whatever a worker cannot do, or fails at, the parent does
 itself: results and errors are those of one process, only later.

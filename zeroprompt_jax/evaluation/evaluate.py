@@ -212,7 +212,7 @@ def evaluate(
                 for w, places in sorted(by_wording.items())
             },
         }
-    if predictions is not None and jax.process_index() == 0:
+    if predictions is not None and partitioning.is_first():
         _write(Path(predictions), examples, main, control)
     losses = {g: _mean_loss(main, [i for t in dict.fromkeys(names) for i in rows_of[t]]) for g, names in groups.items()}
     return Evaluation([{**scored[t], "group": g} for g, names in groups.items() for t in dict.fromkeys(names)], losses)

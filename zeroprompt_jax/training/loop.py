@@ -17,6 +17,7 @@ from etils import epath
 
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.training.checkpoint import Checkpointer
+from zeroprompt_jax.training.partitioning import is_first
 from zeroprompt_jax.training.state import Flat, State
 
 Batch = Mapping[str, Any]
@@ -57,7 +58,8 @@ class Train:
 
 
 class Metrics:
-    """metrics.jsonl and the same numbers as TensorBoard files (tensorboardX: clu's writer imports TensorFlow).
+    """metrics.jsonl and the same numbers as TensorBoard files (tensorboardX: clu's writer imports TensorFlow), written by
+    the first process of a run alone.
 
     Opening at a step drops what a killed run wrote beyond it, its final evaluation included: the resumed run writes those
     lines again. Every number but the times (`seconds`, `examples_per_second`) is then what an uninterrupted run would
@@ -65,6 +67,9 @@ class Metrics:
     """
 
     def __init__(self, model_dir: str, step: int):
+        self._board = None
+        if not is_first():
+            return
         from tensorboardX import SummaryWriter
 
         root = epath.Path(model_dir)
@@ -88,6 +93,8 @@ class Metrics:
         temporary.replace(self._file)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        if self._board is None:
+            return
         with self._file.open("a") as f:
             f.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
@@ -95,7 +102,8 @@ class Metrics:
                 self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
 
 class Prefetch:
@@ -167,6 +175,7 @@ def fit(
     record: Mapping[str, Any] | None = None,
     evaluate: Callable[[State], Mapping[str, float]] | None = None,
     tasks_of: Callable[[int], list[str]] = lambda n: [],
+    examples_per_row: float = 1.0,
     progress: bool = True,
 ) -> tuple[State, float]:
     """Trains from state.step to settings.steps. Returns the last state and the seconds spent, earlier attempts included.
@@ -177,6 +186,8 @@ def fit(
       record: what the checkpoint that `state` came from carried along.
       evaluate: called every `eval_every` steps; its scalars go to the metrics.
       tasks_of: batch number -> names of its tasks, for the message when training diverges.
+      examples_per_row: of packed batches, so that `examples_per_second` counts examples.
+      progress: show a bar, and what every evaluation found.
 
     Raises:
       Diverged: at the first step whose loss or gradient norm is not finite; nothing from that step on is saved.
@@ -186,6 +197,7 @@ def fit(
     window = _Window(record.get("window", {}))
     earlier, began = record.get("seconds", 0.0), time.monotonic()
     seconds = lambda: earlier + time.monotonic() - began
+    examples_per_batch = settings.batch_size * examples_per_row
     feed = Prefetch(make_batch, start, settings.steps)
     # A terminal redraws in place; a log file gets a line a minute.
     every = {"mininterval": 0.5} if sys.stderr.isatty() else {"mininterval": 30, "ascii": True}
@@ -208,7 +220,7 @@ def fit(
                 + ("No checkpoint was saved." if saved is None else f"The last checkpoint is of step {saved}.")
             )
         window.add(values)
-        rate = window.fresh * settings.batch_size / max(time.monotonic() - window.started, 1e-9)
+        rate = window.fresh * examples_per_batch / max(time.monotonic() - window.started, 1e-9)
         bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:,.0f} examples/s", refresh=False)
         bar.update()
         if step % settings.log_every == 0 or step == settings.steps:
@@ -219,7 +231,8 @@ def fit(
         paused = time.monotonic()
         scores = dict(evaluate(state))
         metrics.write(step, scores)
-        bar.write("  ".join([f"step {step}:", *(f"{k} {v:.3f}" for k, v in scores.items())]), file=sys.stderr)
+        if progress:
+            bar.write("  ".join([f"step {step}:", *(f"{k} {v:.3f}" for k, v in scores.items())]), file=sys.stderr)
         window.started += time.monotonic() - paused
 
     waiting = None

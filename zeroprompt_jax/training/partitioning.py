@@ -143,11 +143,21 @@ def state_shardings(abstract_state: Any, params: Mapping[str, NamedSharding], me
     return jax.tree_util.tree_map_with_path(leaf_sharding, abstract_state)
 
 
+def is_first() -> bool:
+    """Whether this is the process that prints and writes reports, the first of a run's."""
+    return jax.process_index() == 0
+
+
+def local_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
+    """Numbers, ascending, of a batch's rows that this process' devices hold. The mesh says which: on a pod the devices of
+    a host need not lie next to each other in it, so its rows may come from several places."""
+    spans = {span.indices(rows) for (span,) in sharding.addressable_devices_indices_map((rows,)).values()}
+    return np.concatenate([np.arange(*span) for span in sorted(spans)])
+
+
 def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    """Host arrays to device, rows sharded. In a multi-host run each host passes its own rows."""
-    if jax.process_count() == 1:
-        return jax.device_put(dict(batch), sharding)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+    """Host arrays to device, rows sharded. Each process passes its `local_rows`, in their order."""
+    return jax.make_array_from_process_local_data(sharding, dict(batch))
 
 
 def init_sharded(create: Callable[[], Any], shardings: Any) -> Any:
