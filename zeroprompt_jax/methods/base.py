@@ -77,3 +77,8 @@ class Method:
         """Further losses by name, each already weighted and normalised; added to the cross-entropy."""
         del params, batch, outputs, backbone
         return {}
+
+    def fold(self, params: Mapping[str, Any]) -> tuple["Method", Mapping[str, Any]]:
+        """The plainest method that conditions as this one does with `params`, and its parameters: what a trained task is
+        handed on as. Where tasks share a factor, it is multiplied in."""
+        return self, params
