@@ -120,11 +120,14 @@ def read(path: str | Path) -> TaskFile:
     if record["shapes"] != {name: list(leaf.shape) for name, leaf in tensors.items()}:
         raise UserError(f"The task file '{path}' is damaged: its tensors are not those that its header lists.")
     method = _decode(record["method"], path)
-    of = lambda name, leaf: leaf[None] if method.banked(f"method/{name}") else leaf
+    try:
+        banked = {name: method.banked(f"method/{name}") for name in tensors}
+    except KeyError as e:
+        raise UserError(f"The task file '{path}' does not fit this version's {type(method).__name__}: {e.args[0]}") from None
     return TaskFile(
         record["card"],
         method,
-        _tree({name: of(name, leaf) for name, leaf in tensors.items()}),
+        _tree({name: leaf[None] if banked[name] else leaf for name, leaf in tensors.items()}),
         Fingerprint(**record["backbone"]),
         record["vocabulary"],
         record["features"],
