@@ -46,7 +46,7 @@ class Bank(Method):
     """Base of methods whose parameters are all banks. With `per_task` each training task has its own slice; without,
     there is one slice, [1, …], that all tasks share."""
 
-    per_task: bool = False
+    per_task: bool = dataclasses.field(default=False, kw_only=True)
     trainable = (r"method/.*",)
 
     def slices(self, setting: Setting) -> int:

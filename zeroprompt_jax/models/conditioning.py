@@ -179,6 +179,17 @@ def adapt(output_BTD: Array, input_BTD: Array, conditioning: Sublayer) -> Array:
 ACTIVATIONS = {"gelu": jax.nn.gelu, "relu": jax.nn.relu, "swish": jax.nn.swish, "tanh": jnp.tanh, "linear": lambda x: x}
 
 
+def projections(config: Any, side: str) -> dict[str, dict[str, tuple[int, int]]]:
+    """The projections that can be conditioned in a stack (encoder, decoder) of a T5, by sublayer and name, with the widths
+    of their input and output: {'self_attention': {'query': (D, H * K), …}, …, 'mlp': {'wi': (D, F), 'wo': (F, D)}}."""
+    D, F, HK = config.emb_dim, config.mlp_dim, config.num_heads * config.head_dim
+    gates = len(config.mlp_activations)
+    attention = {"query": (D, HK), "key": (D, HK), "value": (D, HK), "out": (HK, D)}
+    mlp = {**{f"wi_{i}" if gates > 1 else "wi": (D, F) for i in range(gates)}, "wo": (F, D)}
+    cross = {"cross_attention": attention} if side == "decoder" else {}
+    return {"self_attention": attention, **cross, "mlp": mlp}
+
+
 def check(conditioning: Conditioning, config: Any, side: str, rows: int, packed: bool = False) -> None:
     """Raises UserError when what conditions one side (encoder, decoder) does not fit a T5 of this config and these rows.
 
@@ -186,9 +197,7 @@ def check(conditioning: Conditioning, config: Any, side: str, rows: int, packed:
     position is allowed: a packed row holds several tasks' examples.
     """
     H, K, D, F = config.num_heads, config.head_dim, config.emb_dim, config.mlp_dim
-    wis = ("wi",) if len(config.mlp_activations) == 1 else tuple(f"wi_{i}" for i in range(len(config.mlp_activations)))
-    attention = {"query": (D, H * K), "key": (D, H * K), "value": (D, H * K), "out": (H * K, D)}
-    mlp = {**{wi: (D, F) for wi in wis}, "wo": (F, D)}
+    sublayers = projections(config, side)
 
     def leaf(path: str, x, want: tuple):
         if x is None:
@@ -217,11 +226,14 @@ def check(conditioning: Conditioning, config: Any, side: str, rows: int, packed:
     leaf(f"{side}.layer_prompt", stack.layer_prompt, (L, "G", stack.prompt_length, D))
     if stack.layer_prompt_mode not in ("replace", "add"):
         raise UserError(f"Conditioning {side}.layer_prompt_mode is '{stack.layer_prompt_mode}'; use replace or add.")
-    for kind, names in (("self_attention", attention), ("cross_attention", attention), ("mlp", mlp)):
+    for kind in ("self_attention", "cross_attention", "mlp"):
         sub: Sublayer = getattr(stack, kind)
         path = f"{side}.{kind}"
-        if side == "encoder" and kind == "cross_attention" and jax.tree.leaves(sub):
-            raise UserError("Conditioning encoder.cross_attention is set, but an encoder has no cross-attention.")
+        if kind not in sublayers:
+            if jax.tree.leaves(sub):
+                raise UserError("Conditioning encoder.cross_attention is set, but an encoder has no cross-attention.")
+            continue
+        names = sublayers[kind]
         if sub.prefix is not None:
             if kind == "mlp":
                 raise UserError(f"Conditioning {path}.prefix is set, but an MLP attends to nothing.")
