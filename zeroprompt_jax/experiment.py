@@ -377,8 +377,10 @@ def infer_run(
     split: str = "test",
     modules: Sequence[str] = (),
     checkpoint_path: str | None = None,
+    made: Predictor | None = None,
 ) -> int:
-    """Answers the rows of a file, or the examples of a task, into a JSONL file. Returns how many were answered now."""
+    """Answers the rows of a file, or the examples of a task, into a JSONL file. Returns how many were answered now.
+    made: answers instead of the run's own model."""
     experiment.data.register(modules)
     if input is not None:
         rows = infer.read_rows(input)
@@ -390,9 +392,9 @@ def infer_run(
         rows = [{"task": task, "input": r.input, "references": r.references} for r in rendered]
         rows = [{**row, "options": r.options} if r.options else row for row, r in zip(rows, rendered)]
     for name in dict.fromkeys(row.get("task", task) for row in rows):
-        if name is not None:
+        if name is not None and made is None:
             cards.card(name)  # an unknown task is told before the model is loaded
-    made = predictor(experiment, checkpoint_path)
+    made = made or predictor(experiment, checkpoint_path)
     return infer.infer(made, rows, output, task=task, strategy=experiment.evaluate.strategy)
 
 

@@ -13,6 +13,7 @@ from zeroprompt_jax.methods.full import Full
 from zeroprompt_jax.methods.prompt import Prompt
 from zeroprompt_jax.training import partitioning, state as states
 from zeroprompt_jax.training.checkpoint import Checkpointer
+from zeroprompt_jax.training.fingerprint import fingerprint
 from zeroprompt_jax.training.optimizer import Optimizer, Schedule
 from zeroprompt_jax.training.partitioning import Mesh
 from zeroprompt_jax.training.step import make_train_step
@@ -120,4 +121,7 @@ report["mistakes"] = {
 prompt = {"method/prompt": np.zeros((5, 16), np.float32)}
 shardings = partitioning.param_shardings(prompt, Prompt(length=5), Mesh(1, 4, 2).build())
 report["prompt whole"] = shardings["method/prompt"].is_fully_replicated
+placed = partitioning.param_shardings(FLAT, Full(), Mesh(1, 4, 2).build())
+sharded = {path: jax.device_put(leaf, placed[path]) for path, leaf in FLAT.items()}
+report["fingerprint"] = fingerprint(states.unflatten(sharded)["backbone"]) == fingerprint(states.unflatten(FLAT)["backbone"])
 json.dump(report, sys.stdout)

@@ -83,3 +83,7 @@ def test_prompts_stay_whole(report):
 )
 def test_what_does_not_fit_is_named(report, case, sentence):
     assert report["mistakes"][case].endswith(sentence)
+
+
+def test_a_sharded_backbone_has_the_fingerprint_of_a_whole_one(report):
+    assert report["fingerprint"]

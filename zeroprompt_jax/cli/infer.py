@@ -16,6 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task", help="task of rows that name none; without --input, the task whose examples are read")
     parser.add_argument("--split", default="test", help="which examples of --task (default: test)")
+    parser.add_argument(
+        "--task_file",
+        action="append",
+        default=[],
+        help="a trained task's file (zeroprompt export); may be repeated. Of the run only the backbone answers, with these "
+        "tasks, in one batch",
+    )
     parser.add_argument("--output", required=True, help="JSONL file; what it already answers is not answered again")
 
 
@@ -23,10 +30,11 @@ def run(args: argparse.Namespace) -> int:
     if not args.input and not args.task:
         raise UserError("zeroprompt infer needs --input FILE or --task NAME.")
     settings = runs.load(args)
-    from zeroprompt_jax import experiment
+    from zeroprompt_jax import experiment, export
 
+    made = export.predictor(settings, args.task_file, args.checkpoint) if args.task_file else None
     count = experiment.infer_run(
-        settings, args.output, args.input, args.task, args.split, args.module, args.checkpoint
+        settings, args.output, args.input, args.task, args.split, args.module, args.checkpoint, made
     )
     print(f"{count:,} rows answered; {args.output}")
     return 0

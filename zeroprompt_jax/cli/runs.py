@@ -9,14 +9,23 @@ from zeroprompt_jax.errors import UserError, nearest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model_dir", required=True, help="MODEL_DIR of a run; its config.gin says what the model is")
+    parser.add_argument(
+        "--model_dir",
+        help="MODEL_DIR of a run; its config.gin says what the model is. By default that which --gin_file gives",
+    )
     parser.add_argument("--checkpoint", help="a step directory; by default the run's newest")
     parser.add_argument("--module", action="append", default=[], help="a task module to import; may be repeated")
     config.add_arguments(parser)
 
 
 def load(args: argparse.Namespace):
-    """The run's experiment, with the command line's config files and bindings over its own."""
+    """The run's experiment, with the command line's config files and bindings over its own; without --model_dir, what
+    these configure."""
+    if args.model_dir is None:
+        if not args.gin_file:
+            raise UserError("Which run? Give its --model_dir, or the --gin_file that it was trained with.")
+        config.load(args.gin_file, args.gin_bindings)
+        return config.make("Experiment")
     saved = Path(args.model_dir) / "config.gin"
     if not saved.is_file():
         near = [p.parent.name for p in Path(args.model_dir).parent.glob("*/config.gin")]

@@ -89,3 +89,8 @@ class Method:
         is normalised as the cross-entropy is."""
         del params, batch, outputs, backbone
         return {}
+
+    def fold(self, params: Mapping[str, Any]) -> tuple["Method", Mapping[str, Any]]:
+        """The plainest method that conditions as this one does with `params`, and its parameters: what a trained task is
+        handed on as. Where tasks share a factor, it is multiplied in."""
+        return self, params

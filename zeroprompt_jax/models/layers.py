@@ -1,5 +1,7 @@
 """The layers of T5, with the insertion points of `Conditioning`. Parameter names and shapes are T5X's."""
 
+import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -52,7 +54,11 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return nn.Dropout(self.rate, broadcast_dims=(-2,))(x, deterministic=not self.has_rng("dropout"))
+        if not self.has_rng("dropout"):
+            return x
+        # Dropping x itself would keep, for the backward pass, a mask and zeros of x's whole size.
+        ones = jnp.ones((*x.shape[:-2], 1, x.shape[-1]), x.dtype)
+        return x * nn.Dropout(self.rate, broadcast_dims=(-2,))(ones, deterministic=False)
 
 
 class RelativePositionBias(nn.Module):
@@ -151,6 +157,10 @@ class Attention(nn.Module):
         return adapt(project(self.out(y), y, "out", conditioning), x_BTD, conditioning)
 
 
+def _gate(activations: tuple[str, ...], *ys_BTF: Array) -> Array:
+    return math.prod(ACTIVATIONS[name](y) for name, y in zip(activations, ys_BTF))
+
+
 class MLP(nn.Module):
     """T5's feed-forward layer: one activation (1.0: wi, wo) or a gated product (1.1: wi_0, wi_1, wo)."""
 
@@ -162,11 +172,11 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: Array, conditioning: Sublayer) -> Array:
-        hidden = 1
-        for i, activation in enumerate(self.activations):
-            name = "wi" if len(self.activations) == 1 else f"wi_{i}"
-            y = project(Dense(self.mlp_dim, self.dtype, name=name)(x_BTD), x_BTD, name, conditioning)
-            hidden = hidden * ACTIVATIONS[activation](y)
+        names = ["wi"] if len(self.activations) == 1 else [f"wi_{i}" for i in range(len(self.activations))]
+        ys = [project(Dense(self.mlp_dim, self.dtype, name=name)(x_BTD), x_BTD, name, conditioning) for name in names]
+        # The backward pass recomputes this from the products: a gelu alone would keep five arrays of [B, T, F] per layer,
+        # which is half of what training a prompt remembers.
+        hidden = jax.checkpoint(functools.partial(_gate, self.activations))(*ys)
         hidden = rescale(hidden, "hidden", conditioning)
         hidden = nn.with_logical_constraint(Dropout(self.dropout_rate)(hidden), ("batch", "length", "mlp"))
         y = project(Dense(self.emb_dim, self.dtype, name="wo")(hidden), hidden, "wo", conditioning)

@@ -1,7 +1,8 @@
-"""How fast this machine trains: step time, tokens/s and model FLOP utilisation of full and prompt-only training."""
+"""How fast this machine trains, and in how much memory: full training, prompts, other methods, and PEFT beside them."""
 
+import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,6 +33,57 @@ def _timed(action) -> float:
     return time.perf_counter() - began
 
 
+def rows(config: t5.T5Config, batch: int, inputs: int, targets: int) -> dict[str, np.ndarray]:
+    """A batch of random tokens without padding."""
+    rng = np.random.default_rng(0)
+    token = lambda n: rng.integers(1, config.vocab_size, (batch, n), dtype=np.int32)
+    return {
+        "encoder_input_tokens": token(inputs),
+        "decoder_input_tokens": token(targets),
+        "decoder_target_tokens": token(targets),
+        "decoder_loss_weights": np.ones((batch, targets), np.float32),
+        "task_ids": np.zeros(batch, np.int32),
+    }
+
+
+class Step:
+    """A compiled training step; every call runs it once and returns its seconds.
+
+    Attributes: compile_s; trained, the number of values that train; memory, XLA's account of it.
+    """
+
+    def __init__(self, config: t5.T5Config, method: Method, optimizer: Optimizer, data: dict[str, np.ndarray]):
+        self._data, self._mesh = data, partitioning.Mesh().build()
+        with partitioning.activate(self._mesh):
+            make, run = _training(config, method, optimizer)
+            params, self._frozen = states.split(jax.jit(make)(), method.trainable)
+            tx = optimizer.build(1, method.banked)
+            self._state = jax.jit(lambda p: states.create(p, tx))(params)
+            began = time.perf_counter()
+            self._run = run.lower(self._state, self._frozen, data).compile()
+        self.compile_s = time.perf_counter() - began
+        self.trained, self.memory = states.count(params), self._run.memory_analysis()
+
+    def __call__(self) -> float:
+        with partitioning.activate(self._mesh):
+            began = time.perf_counter()
+            self._state, metrics = self._run(self._state, self._frozen, self._data)
+            jax.block_until_ready((self._state, metrics))
+            return time.perf_counter() - began
+
+
+def _training(config: t5.T5Config, method: Method, optimizer: Optimizer):
+    """(function that makes all variables by path, jitted training step)."""
+
+    def make():
+        keys = jax.random.split(jax.random.key(0))
+        backbone = t5.init(config, keys[0])
+        return states.flatten({"backbone": backbone, "method": method.init(keys[1], Setting(config, backbone=backbone))})
+
+    step = make_train_step(config, method, optimizer.build(1, method.banked), optimizer.schedule.build(1))
+    return make, jax.jit(step, donate_argnums=0)
+
+
 def measure(
     config: t5.T5Config,
     method: Method,
@@ -42,43 +94,15 @@ def measure(
     steps: int = 5,
 ) -> dict[str, float]:
     """Median seconds of a training step, tokens/s (encoder and decoder, padding none) and compile seconds."""
-    rng = np.random.default_rng(0)
-    token = lambda n: rng.integers(1, config.vocab_size, (batch, n), dtype=np.int32)
-    data = {
-        "encoder_input_tokens": token(inputs),
-        "decoder_input_tokens": token(targets),
-        "decoder_target_tokens": token(targets),
-        "decoder_loss_weights": np.ones((batch, targets), np.float32),
-    }
-    mesh = partitioning.Mesh().build()
-
-    def init():
-        keys = jax.random.split(jax.random.key(0))
-        return states.flatten({"backbone": t5.init(config, keys[0]), "method": method.init(keys[1], Setting(config))})
-
-    with partitioning.activate(mesh):
-        params, frozen = states.split(jax.jit(init)(), method.trainable)
-        tx = optimizer.build(steps)
-        state = jax.jit(lambda p: states.create(p, tx))(params)
-        rate = optimizer.schedule.build(steps)
-        run = jax.jit(make_train_step(config, method, tx, rate), donate_argnums=0)
-        began = time.perf_counter()
-        compiled = run.lower(state, frozen, data).compile()
-        compile_s = time.perf_counter() - began
-        times = []
-        for _ in range(steps + 1):
-            began = time.perf_counter()
-            state, metrics = compiled(state, frozen, data)
-            jax.block_until_ready((state, metrics))
-            times.append(time.perf_counter() - began)
-    step_s = float(np.median(times[1:]))
-    memory = compiled.memory_analysis()
+    step = Step(config, method, optimizer, rows(config, batch, inputs, targets))
+    step()
+    step_s = float(np.median([step() for _ in range(steps)]))
     return {
         "step_s": step_s,
         "tokens_per_s": batch * (inputs + targets) / step_s,
-        "compile_s": compile_s,
-        "trained": states.count(params),
-        "temporary_gib": getattr(memory, "temp_size_in_bytes", 0) / 2**30,
+        "compile_s": step.compile_s,
+        "trained": step.trained,
+        "temporary_gib": getattr(step.memory, "temp_size_in_bytes", 0) / 2**30,
     }
 
 
@@ -93,3 +117,76 @@ def compare(
         needed = flops.train(config, batch, inputs, targets, length, frozen=name == "prompt")
         found |= {"model_tflop": needed / 1e12, "utilisation": needed / found["step_s"] / peak, "peak_gflops": peak / 1e9}
         yield {"training": name, **found}
+
+
+def methods(
+    config: t5.T5Config,
+    named: Mapping[str, Method],
+    batch: int,
+    inputs: int,
+    targets: int,
+    steps: int,
+    versus_peft: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """One record for each method, by AdamW in float32; with `versus_peft` the same step with PEFT on torch beside it, its
+    repetitions between ours, so that a busy machine slows both. ratio: ours over PEFT's."""
+    config = dataclasses.replace(config, dtype="float32")
+    data = rows(config, batch, inputs, targets)
+    for name, method in named.items():
+        made = {"step_s": Step(config, method, Optimizer("adamw"), data)}
+        if versus_peft:
+            from zeroprompt_jax.training.benchmark_peft import PeftStep
+
+            made["peft_step_s"] = PeftStep(config, name, method, data)
+        turns = [{key: step() for key, step in made.items()} for _ in range(steps + 1)][1:]
+        record = {key: float(np.median([turn[key] for turn in turns])) for key in made}
+        if versus_peft:
+            record |= {"ratio": record["step_s"] / record["peft_step_s"], "peft_trained": made["peft_step_s"].trained}
+        yield {"method": name, **record, "trained": made["step_s"].trained, "compile_s": made["step_s"].compile_s}
+
+
+def memory(
+    config: t5.T5Config, prompt: int, batch: int, inputs: int, targets: int, policies: Sequence[str] = ("none", "full")
+) -> Iterator[dict[str, Any]]:
+    """What XLA plans for a training step, full and prompt-only, without running it or allocating anything.
+
+    arguments_gib: parameters, optimizer state and batch; temporary_gib: what the step needs beside them; peak_gib: both
+    and what of the output replaces no argument; of_full: prompt-only's peak over full training's, same optimizer and
+    policy. tflop: of the traced step with its layers unrolled (of a loop XLA counts one turn), without what
+    rematerialisation repeats.
+    """
+    data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), rows(config, batch, inputs, targets))
+    named = {"full": Full(), "prompt": Prompt(length=prompt)}
+    flop = {name: _flop(config, method, data) for name, method in named.items()}
+    for optimizer in (Optimizer("adamw"), Optimizer("adafactor")):
+        for policy in policies:
+            peaks: dict[str, float] = {}
+            for name, method in named.items():
+                planned = _lower(dataclasses.replace(config, remat_policy=policy), method, optimizer, data)
+                found = planned.compile().memory_analysis()
+                sizes = (found.argument_size_in_bytes, found.temp_size_in_bytes)
+                beyond = max(found.output_size_in_bytes - found.alias_size_in_bytes, 0)
+                peaks[name] = (sum(sizes) + beyond) / 2**30
+                yield {
+                    "training": name,
+                    "optimizer": optimizer.name,
+                    "remat_policy": policy,
+                    "arguments_gib": sizes[0] / 2**30,
+                    "temporary_gib": sizes[1] / 2**30,
+                    "peak_gib": peaks[name],
+                    "of_full": peaks[name] / peaks["full"],
+                    "tflop": flop[name] / 1e12,
+                }
+
+
+def _lower(config: t5.T5Config, method: Method, optimizer: Optimizer, data) -> Any:
+    with partitioning.activate(partitioning.Mesh().build()):
+        make, run = _training(config, method, optimizer)
+        params, frozen = states.split(jax.eval_shape(make), method.trainable)
+        tx = optimizer.build(1, method.banked)
+        return run.lower(jax.eval_shape(lambda p: states.create(p, tx), params), frozen, data)
+
+
+def _flop(config: t5.T5Config, method: Method, data) -> float:
+    config = dataclasses.replace(config, scan_layers=False, remat_policy="none")
+    return _lower(config, method, Optimizer("sgd"), data).cost_analysis()["flops"]

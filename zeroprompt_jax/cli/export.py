@@ -1,0 +1,38 @@
+"""Writes trained tasks of a run as files of their own, without the backbone; `zeroprompt infer --task_file` answers with them."""
+
+import argparse
+
+from zeroprompt_jax.cli import runs
+from zeroprompt_jax.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    runs.add_arguments(parser)
+    parser.add_argument("--task", action="append", default=[], help="a trained task; may be repeated")
+    parser.add_argument("--all", action="store_true", help="all tasks that the run trained on")
+    parser.add_argument(
+        "--format",
+        default="task",
+        choices=["task", "peft", "npy"],
+        help="task: a safetensors file that names its backbone (default); peft: a Hugging Face PEFT adapter's folder; npy: "
+        "a prompt as google-research/prompt-tuning writes it",
+    )
+    parser.add_argument(
+        "--whole", action="store_true", help="keep what tasks share beside the task's factors, instead of their product"
+    )
+    parser.add_argument(
+        "--output", required=True, help="FILE.safetensors, FILE.npy or PEFT's folder of one task; of several, a folder"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if bool(args.task) == args.all:
+        raise UserError("zeroprompt export needs --task NAME or --all, and not both.")
+    settings = runs.load(args)
+    from zeroprompt_jax import export
+
+    tasks = None if args.all else args.task
+    written = export.export_run(settings, args.output, tasks, args.format, args.whole, args.checkpoint, args.module)
+    shown = str(written[0]) if len(written) == 1 else f"{len(written):,} tasks in {args.output}"
+    print(f"{shown} ({args.format})")
+    return 0
