@@ -39,6 +39,8 @@ CONFIGURABLES = {
     "methods.Full": "zeroprompt_jax.methods.full:Full",
     "methods.Prompt": "zeroprompt_jax.methods.prompt:Prompt",
     "natural_instructions.register_directory": "zeroprompt_jax.tasks.natural_instructions:register_directory",
+    "span_corruption.register_text": "zeroprompt_jax.tasks.span_corruption:register_text",
+    "backbone.register": "zeroprompt_jax.tasks.backbone:register",
 }
 
 REQUIRED = "gin.REQUIRED"

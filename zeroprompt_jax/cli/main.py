@@ -14,6 +14,7 @@ VERBS = {
     "train": "train a model, evaluate it, and report a table and its picture; the same command resumes",
     "eval": "score a checkpoint on registered tasks",
     "infer": "read JSONL or TSV and write predictions and scores as JSONL, in order",
+    "export": "write a run's backbone in Hugging Face layout, for transformers and as a start for other runs",
     "tasks": "list tasks and mixtures, their sampling proportions, and rendered examples",
     "cache": "tokenise tasks once into a store that training reads",
     "bench": "time training steps, or the data stream of many tasks, on this machine",
