@@ -54,7 +54,11 @@ setup(
         "zeroprompt_jax.gin",
     ],
     package_dir={"zeroprompt_jax.tasks": "tasks", "zeroprompt_jax.gin": "gin"},
-    package_data={"zeroprompt_jax.gin": ["**/*.gin"], "zeroprompt_jax.tasks": ["*.model"]},
+    package_data={
+        "zeroprompt_jax.gin": ["**/*.gin"],
+        "zeroprompt_jax.tasks": ["*.model"],
+        "zeroprompt_jax.pretrained": ["*/*"],
+    },
     python_requires=">=3.11,<3.14",
     install_requires=REQUIRES,
     extras_require=EXTRAS,

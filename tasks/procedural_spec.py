@@ -17,6 +17,10 @@ QUESTION_FRAMES = ("{}?", "say {}.", "find {}.", "tell me {}.", "write {}.")
 QUESTION_WORDS = ("who", "what", "which", "where", "how", "in which", "from where", "whichever")
 
 
+class Exhausted(RuntimeError):
+    """A task has no further inputs."""
+
+
 class Draw:
     """Random choices that depend on the key alone: the same in every process, on every Python version.
 
@@ -166,14 +170,14 @@ def wordings(spec: Spec, seed: int = SEED) -> tuple[tuple[str, ...], tuple[str, 
 
 
 def examples(spec: Spec, seed: int = SEED) -> Iterator[dict[str, str]]:
-    """Endless examples of a task, no input twice. Stops with RuntimeError when its inputs are used up."""
+    """Endless examples of a task, no input twice. Raises Exhausted when its inputs are used up."""
     draw, seen, repeats = Draw(seed, CODE_VERSION, spec.name), set(), 0
     while True:
         text = spec.operation.sample(draw, spec.arguments)
         if text in seen:
             repeats += 1
             if repeats > 10_000:
-                raise RuntimeError(f"Task '{spec.name}' has only {len(seen)} distinct inputs.")
+                raise Exhausted(f"Task '{spec.name}' has only {len(seen)} distinct inputs.")
             continue
         seen.add(text)
         yield {"input": text, "target": spec.operation.solve(text, spec.arguments)}

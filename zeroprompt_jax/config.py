@@ -43,6 +43,8 @@ CONFIGURABLES = {
     "AdaptationStudy": "zeroprompt_jax.search.adaptation:AdaptationStudy",
     "Arm": "zeroprompt_jax.search.adaptation:Arm",
     "natural_instructions.register_directory": "zeroprompt_jax.tasks.natural_instructions:register_directory",
+    "span_corruption.register_text": "zeroprompt_jax.tasks.span_corruption:register_text",
+    "backbone.register": "zeroprompt_jax.tasks.backbone:register",
 }
 
 REQUIRED = "gin.REQUIRED"

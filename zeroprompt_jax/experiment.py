@@ -71,6 +71,7 @@ def build_model(experiment: Experiment, trained: bool = False) -> Model:
     made last, as they may start from the backbone's. trained: what trains will come from the run's own checkpoint, so
     only what is frozen is read."""
     mesh, method, settings = experiment.mesh.build(), experiment.method, experiment.train
+    check_pretrained(experiment)
     setting = _setting(experiment)
     keys = jax.random.split(jax.random.key(settings.seed))
     make_backbone = lambda: states.flatten({"backbone": t5.init(experiment.model, keys[0])})
@@ -144,6 +145,17 @@ def check_vocabulary(experiment: Experiment, vocabulary: Vocabulary) -> None:
             f"T5Config.vocab_size is {experiment.model.vocab_size}, but the vocabulary '{vocabulary.spec}' has "
             f"{vocabulary.size} pieces."
         )
+
+
+def check_pretrained(experiment: Experiment) -> None:
+    """Raises UserError where `initial_checkpoint_path` holds a model that computes otherwise than T5Config says: shapes
+    alone would not tell."""
+    path = experiment.train.initial_checkpoint_path
+    theirs = checkpoint.pretrained_config(path) if path else None
+    for name in ("num_heads", "mlp_activations", "logits_via_embedding", "relpos_num_buckets", "relpos_max_distance"):
+        if theirs and getattr(experiment.model, name) != getattr(theirs, name):
+            ours, given = getattr(experiment.model, name), getattr(theirs, name)
+            raise UserError(f"T5Config.{name} is {ours!r}, but the model in '{path}' has {given!r}.")
 
 
 def check_batching(experiment: Experiment) -> None:

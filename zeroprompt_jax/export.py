@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from zeroprompt_jax.data.vocabulary import load_vocabulary
 from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.evaluation.predict import Predictor
 from zeroprompt_jax.experiment import Experiment, build_model, restore, task_ids
-from zeroprompt_jax.interop import peft
+from zeroprompt_jax.interop import huggingface, peft
 from zeroprompt_jax.methods.base import Method
 from zeroprompt_jax.models import t5
 from zeroprompt_jax.training import task_file
@@ -64,6 +65,18 @@ def export_run(
             _write(file, path, format, experiment.model)
         written.append(path)
     return written
+
+
+def export_backbone(
+    experiment: Experiment, output: str | Path, dtype: str = "bfloat16", checkpoint_path: str | None = None
+) -> list[Path]:
+    """Writes a run's backbone as a folder in Hugging Face layout: config, weights (dtype: bfloat16 or float32) and the
+    SentencePiece vocabulary, if it has one. Returns the files in it."""
+    huggingface.write_t5(output, backbone(experiment, checkpoint_path), experiment.model, dtype)
+    vocabulary, target = load_vocabulary(experiment.data.vocabulary).path, Path(output) / "spiece.model"
+    if vocabulary and not (target.exists() and target.samefile(vocabulary)):
+        shutil.copyfile(vocabulary, target)
+    return sorted(Path(output).iterdir())
 
 
 def trained_tasks(

@@ -12,11 +12,13 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import sentencepiece
 
+from zeroprompt_jax import pretrained
 from zeroprompt_jax.errors import UserError
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 _PROCEDURAL = "procedural"
 _BYTES_EXTRA_IDS = 125
+_PACKAGED_EXTRA_IDS = 100
 
 
 class Vocabulary(abc.ABC):
@@ -28,8 +30,10 @@ class Vocabulary(abc.ABC):
       extra_ids: sentinels at the end; `<extra_id_0>` is the last id.
       fingerprint: changes whenever any text would get other ids.
       separator: the ids that stand for the space between two texts in `join`.
+      path: the SentencePiece file, or None where there is none.
     """
 
+    path: pathlib.Path | None = None
     pad_id, eos_id, unk_id = PAD_ID, EOS_ID, UNK_ID
 
     def __init__(self, spec: str, size: int, extra_ids: int, fingerprint: str, separator: tuple[int, ...]):
@@ -104,7 +108,7 @@ class _SentencePiece(Vocabulary):
             model = path.read_bytes()
         except OSError as e:
             raise UserError(f"Vocabulary '{spec}': {path} cannot be read ({e.strerror}).") from None
-        self._path = path
+        self.path = path
         # The Python package has no way to add pieces, and its protobuf module would need protobuf; but a serialised
         # message with further `pieces` fields appended is the message with those pieces added.
         model_with_extra = model + b"".join(_user_defined(f"▁<extra_id_{i}>") for i in reversed(range(extra_ids)))
@@ -141,7 +145,7 @@ class _SentencePiece(Vocabulary):
     def to_seqio(self):
         import seqio
 
-        return seqio.SentencePieceVocabulary(str(self._path), extra_ids=self.extra_ids)
+        return seqio.SentencePieceVocabulary(str(self.path), extra_ids=self.extra_ids)
 
 
 def _ragged(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -162,11 +166,11 @@ def load_vocabulary(spec: str) -> Vocabulary:
 
     Args:
       spec: `bytes` (ByT5's ids: byte + 3, 125 extra ids, size 384), `procedural` (the packaged vocabulary of the
-        procedural suite) or the path of a SentencePiece `.model`; each may end in `:N` for N extra ids (T5 uses 100;
-        without it a SentencePiece model gets none).
+        procedural suite), `packaged:NAME` (that of a packaged model, 100 extra ids) or the path of a SentencePiece
+        `.model`; each may end in `:N` for N extra ids (T5 uses 100; without it a file gets none).
 
     Raises:
-      UserError: the file is missing or no SentencePiece model, or its special ids are not T5's.
+      UserError: the file is missing or no SentencePiece model, its special ids are not T5's, or no such model is packaged.
     """
     path, _, extra = spec.rpartition(":")
     if not (path and re.fullmatch(r"\d+", extra)):
@@ -178,6 +182,8 @@ def load_vocabulary(spec: str) -> Vocabulary:
 def _load(spec: str, path: str, extra_ids: int | None) -> Vocabulary:
     if path == "bytes":
         return _Bytes(spec, _BYTES_EXTRA_IDS if extra_ids is None else extra_ids)
+    if folder := pretrained.directory(path):
+        return _SentencePiece(spec, folder / "spiece.model", _PACKAGED_EXTRA_IDS if extra_ids is None else extra_ids)
     if path == _PROCEDURAL:
         package = importlib.util.find_spec("zeroprompt_jax.tasks")
         file = pathlib.Path(package.submodule_search_locations[0]) / "procedural.model"
@@ -185,7 +191,7 @@ def _load(spec: str, path: str, extra_ids: int | None) -> Vocabulary:
         file = pathlib.Path(path).expanduser()
         if not file.exists():
             raise UserError(
-                f"Vocabulary '{spec}': there is no file {file}. Use 'bytes', 'procedural' or the path of a "
+                f"Vocabulary '{spec}': there is no file {file}. Use 'bytes', 'procedural', 'packaged:t5_tiny' or the path of a "
                 f"SentencePiece .model."
             )
     return _SentencePiece(spec, file, extra_ids or 0)

@@ -5,12 +5,18 @@ it or `{name: tensor.numpy() for name, tensor in model.state_dict().items()}` ma
 """
 
 import dataclasses
+import json
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.models import t5
@@ -99,6 +105,35 @@ def config_from_huggingface(config: Mapping[str, Any]) -> T5Config:
     )
 
 
+def config_to_huggingface(config: T5Config) -> dict[str, Any]:
+    """The `config.json` of a T5; `config_from_huggingface` reads it back. Raises UserError for activations that
+    transformers' T5 does not have."""
+    names = [name for name, activations in _ACTIVATIONS.items() if activations == config.mlp_activations]
+    if not names:
+        raise UserError(f"Hugging Face's T5 has no feed-forward with the activations {', '.join(config.mlp_activations)}.")
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "vocab_size": config.vocab_size,
+        "d_model": config.emb_dim,
+        "num_heads": config.num_heads,
+        "d_kv": config.head_dim,
+        "d_ff": config.mlp_dim,
+        "num_layers": config.num_encoder_layers,
+        "num_decoder_layers": config.num_decoder_layers,
+        "feed_forward_proj": names[0],
+        "tie_word_embeddings": config.logits_via_embedding,
+        "dropout_rate": config.dropout_rate,
+        "relative_attention_num_buckets": config.relpos_num_buckets,
+        "relative_attention_max_distance": config.relpos_max_distance,
+        "layer_norm_epsilon": 1e-6,
+        "is_encoder_decoder": True,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+    }
+
+
 def t5_from_huggingface(state_dict: Mapping[str, np.ndarray], config: T5Config) -> dict[str, Any]:
     """Parameters of our T5, float32, stacked when `config.scan_layers`, from a Hugging Face state dict.
 
@@ -172,3 +207,52 @@ def _compare(what: str, given: Mapping[str, tuple[int, ...]], wanted: Mapping[st
         faults.append(f"wrongly shaped {shown}")
     if faults:
         raise UserError(f"The {what} does not fit this T5Config: {'; '.join(faults)}.")
+
+
+def is_directory(path: str | os.PathLike) -> bool:
+    """Whether `path` is a directory in Hugging Face layout."""
+    return (Path(path) / "config.json").is_file()
+
+
+def read_config(path: str | os.PathLike) -> T5Config:
+    """T5Config of a directory in Hugging Face layout. Raises UserError for a damaged `config.json`."""
+    file = Path(path) / "config.json"
+    try:
+        return config_from_huggingface(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as e:
+        if isinstance(e, UserError):
+            raise
+        raise UserError(f"{file} cannot be read as a Hugging Face configuration ({e}).") from None
+
+
+def read_t5(path: str | os.PathLike, scan_layers: bool) -> dict[str, Any]:
+    """Parameters of our T5, float32, from a directory in Hugging Face layout with safetensors files.
+
+    Raises UserError where there are none, or they do not fit the directory's `config.json`."""
+    files = sorted(Path(path).glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{path} holds no .safetensors file; save the model with save_pretrained, which writes one.")
+    tensors = {}
+    for file in files:
+        try:
+            tensors |= safetensors.numpy.load_file(file)
+        except (OSError, safetensors.SafetensorError) as e:
+            raise UserError(f"{file} cannot be read as safetensors ({e}).") from None
+    return t5_from_huggingface(tensors, dataclasses.replace(read_config(path), scan_layers=scan_layers))
+
+
+def write_t5(path: str | os.PathLike, params: Mapping[str, Any], config: T5Config, dtype: str = "bfloat16") -> None:
+    """Writes `config.json` and `model.safetensors`, as transformers' `T5ForConditionalGeneration` reads them.
+
+    Args:
+      path: a directory, made when missing.
+      params: of the backbone, scanned or not.
+      config: theirs.
+      dtype: of the tensors in the file.
+    """
+    state = t5_to_huggingface(params, config)
+    own = {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in state.items() if name not in _aliases(config)[1:]}
+    Path(path).mkdir(parents=True, exist_ok=True)
+    safetensors.numpy.save_file(own, Path(path) / "model.safetensors", {"format": "pt"})
+    text = json.dumps({**config_to_huggingface(config), "dtype": dtype}, indent=2, sort_keys=True)
+    (Path(path) / "config.json").write_text(text + "\n", encoding="utf-8")

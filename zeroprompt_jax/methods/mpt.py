@@ -17,6 +17,7 @@ from zeroprompt_jax.methods.bank import Bank, take
 from zeroprompt_jax.methods.base import Setting
 from zeroprompt_jax.methods.distillation import Distillation
 from zeroprompt_jax.methods.initialisers import Initialiser, SampledVocabulary
+from zeroprompt_jax.methods.prompt import Prompt
 from zeroprompt_jax.models.conditioning import Conditioning, Stack
 
 Array = jax.Array
@@ -194,6 +195,12 @@ class MPT(Bank):
         teacher = take(params["teacher"], batch["task_ids"]) if self.per_task else params["teacher"]
         taught = Conditioning(encoder=Stack(prompt=teacher))
         return distillation.losses(self.distillation, batch, outputs, taught, backbone)
+
+
+    def fold(self, params):
+        """The ordinary prompts that the shared one and the factors make, which infer as fast as prompt tuning."""
+        made = prompts(params["shared"], params["u"], params["v"])
+        return Prompt(length=self.length, per_task=self.per_task), {"prompt": made}
 
 
 def _check(params: Mapping[str, Any], wanted: Mapping[str, Sequence[Any]], what: str) -> None:

@@ -9,6 +9,7 @@ checkpoint before.
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,8 +17,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from zeroprompt_jax import pretrained
 from zeroprompt_jax.errors import UserError, nearest
-from zeroprompt_jax.training.state import Flat, State
+from zeroprompt_jax.interop import huggingface
+from zeroprompt_jax.models.t5 import T5Config
+from zeroprompt_jax.training.state import Flat, State, flatten
 
 # Orbax reports every directory it touches at INFO and WARNING; a user reads our progress bar instead.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -133,13 +137,21 @@ def compare(saved: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Any], whe
 def load_params(path: str, wanted: Flat, regex: str = ".*") -> dict[str, jax.Array]:
     """Loads the parameters that `regex` matches, in the shapes and shardings of `wanted`; no optimizer state is read.
 
+    Args:
+      path: a run's MODEL_DIR, a step directory, `packaged:NAME` or a directory in Hugging Face layout; the last two hold a
+        backbone and so leave a method's parameters as they are.
+      wanted: parameters by path.
+      regex: which of them.
+
     Raises UserError when the regex matches nothing, or a matching leaf is missing or shaped differently.
     """
-    step_dir = find(path)
     part = {k: v for k, v in wanted.items() if re.fullmatch(regex, k)}
-    saved = saved_shapes(step_dir)
     if not part:
         raise UserError(f"The regex '{regex}' matches none of this model's {len(wanted)} parameters.")
+    if folder := _pretrained_directory(path):
+        return _load_pretrained(folder, part)
+    step_dir = find(path)
+    saved = saved_shapes(step_dir)
     compare(saved, part, str(step_dir), subset=True)
     args = ocp.args.PyTreeRestore(
         item={"params": part},
@@ -157,6 +169,25 @@ def load_run(path: str) -> tuple[dict[str, np.ndarray], list[str]]:
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         record = checkpointer.restore(step_dir / "record")
     return jax.device_get(load_params(path, wanted)), record.get("tasks", [])
+
+
+def pretrained_config(path: str) -> T5Config | None:
+    """What a packaged model or a directory in Hugging Face layout says it is; None for any other path."""
+    folder = _pretrained_directory(path)
+    return huggingface.read_config(folder) if folder else None
+
+
+def _pretrained_directory(path: str) -> Path | None:
+    folder = pretrained.directory(path) or Path(path).expanduser()
+    return folder if huggingface.is_directory(folder) else None
+
+
+def _load_pretrained(folder: Path, part: Flat) -> dict[str, jax.Array]:
+    backbone = {k: v for k, v in part.items() if k.startswith("backbone/")}
+    scanned = any("/layers/" in k for k in backbone)
+    loaded = flatten({"backbone": huggingface.read_t5(folder, scanned)})
+    compare({k: v.shape for k, v in loaded.items()}, backbone, str(folder), subset=True)
+    return {k: jax.device_put(loaded[k].astype(v.dtype), _sharding(v)) for k, v in backbone.items()}
 
 
 def _sharding(leaf: Any) -> Any:
