@@ -17,6 +17,7 @@ REQUIRES = [
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
     "gin-config>=0.5,<0.6",
+    "safetensors>=0.5,<1",
     "sentencepiece>=0.2.1,<0.3",
     "numpy>=2.0,<3",
     "tqdm>=4.66,<5",

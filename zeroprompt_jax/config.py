@@ -38,6 +38,17 @@ CONFIGURABLES = {
     "Beam": "zeroprompt_jax.models.decoding:Beam",
     "methods.Full": "zeroprompt_jax.methods.full:Full",
     "methods.Prompt": "zeroprompt_jax.methods.prompt:Prompt",
+    "methods.Prefix": "zeroprompt_jax.methods.prefix:Prefix",
+    "methods.Adapter": "zeroprompt_jax.methods.adapter:Adapter",
+    "methods.LoRA": "zeroprompt_jax.methods.lora:LoRA",
+    "methods.IA3": "zeroprompt_jax.methods.ia3:IA3",
+    "methods.Bias": "zeroprompt_jax.methods.bias:Bias",
+    "initialisers.Uniform": "zeroprompt_jax.methods.initialisers:Uniform",
+    "initialisers.SampledVocabulary": "zeroprompt_jax.methods.initialisers:SampledVocabulary",
+    "initialisers.ClassLabels": "zeroprompt_jax.methods.initialisers:ClassLabels",
+    "initialisers.Text": "zeroprompt_jax.methods.initialisers:Text",
+    "initialisers.File": "zeroprompt_jax.methods.initialisers:File",
+    "initialisers.Trained": "zeroprompt_jax.methods.initialisers:Trained",
     "natural_instructions.register_directory": "zeroprompt_jax.tasks.natural_instructions:register_directory",
 }
 
