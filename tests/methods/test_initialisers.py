@@ -111,9 +111,10 @@ PROMPT = np.random.default_rng(0).normal(size=(6, D)).astype(np.float32)
 
 
 def test_a_file_and_a_trained_prompt_start_every_task(saved):
-    for initialiser in (*saved(PROMPT), *saved(PROMPT, "other"), *saved(PROMPT, other=PROMPT[:1])):
-        prompt = make(initialiser)
-        assert prompt.dtype == np.float32 and (prompt == PROMPT).all() and len(prompt) == 3
+    for given in ({}, {"tensor": "any"}, {"other": PROMPT[:1]}):
+        for initialiser in saved(PROMPT, **given):
+            prompt = make(initialiser)
+            assert prompt.dtype == np.float32 and (prompt == PROMPT).all() and len(prompt) == 3
     for initialiser in saved(PROMPT.astype(np.float64)):
         assert make(initialiser).dtype == np.float32
 
