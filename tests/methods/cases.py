@@ -25,8 +25,8 @@ METHODS = {
     "replacing": Prompt(2, ("encoder", "decoder"), "replace"),
     "adding": Prompt(2, ("encoder", "decoder"), "add"),
     "prefix": Prefix(2),
-    "prefix_mlp": Prefix(2, bottleneck=3),
-    "series": Adapter(3),
+    "prefix_mlp": Prefix(2, bottleneck=3, sublayers=("encoder/.*", "decoder/cross_attention")),
+    "series": Adapter(3, sublayers=("encoder/.*", "decoder/cross_attention")),
     "parallel": Adapter(3, "parallel", scaling=4.0, sublayers=".*mlp"),
     "lora": LoRA(2, alpha=4.0),
     "ia3": IA3(),
@@ -72,8 +72,8 @@ def initial(name: str) -> dict[str, np.ndarray]:
 
 
 def slices(tree, n):
-    """Tasks n of every leaf [N, …]; an int keeps the axis, [1, …]."""
-    return jax.tree.map(lambda leaf: leaf[[n] if isinstance(n, int) else list(n)], tree)
+    """Tasks n of every leaf [N, …], on the host; an int keeps the axis, [1, …]."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[[n] if isinstance(n, int) else list(n)], tree)
 
 
 def batch(seed: int = 0) -> dict[str, np.ndarray]:

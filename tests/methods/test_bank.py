@@ -43,9 +43,15 @@ def optimizer(method) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def start(method, params, which):
+def create(method, params, which):
     state = states.create(params, optimizer(method))
-    return dataclasses.replace(state, opt_state={**state.opt_state, "which": jnp.int32(which)})
+    return dataclasses.replace(state, opt_state={**state.opt_state, "which": which})
+
+
+@functools.cache
+def start(name):
+    """The compiled function (bank, which optimizer) -> training state."""
+    return tiny_t5.jit(functools.partial(create, cases.per_task(name)))
 
 
 def step_of(method):
@@ -56,7 +62,7 @@ def step_of(method):
 def mixed(name):
     """The compiled training step of all tasks together."""
     method = cases.per_task(name)
-    state = jax.eval_shape(lambda: start(method, cases.bank(name), 0))
+    state = jax.eval_shape(start(name), cases.bank(name), np.int32(0))
     return tiny_t5.jit(step_of(method)).lower(state, cases.backbone(), cases.batch()).compile()
 
 
@@ -64,7 +70,7 @@ def mixed(name):
 def each_alone(name):
     """The step of a method without task ids, on the batch of one task: for eight tasks side by side."""
     method = METHODS[name]
-    start_each = jax.vmap(lambda params, which: start(method, params, which), in_axes=(0, None))
+    start_each = jax.vmap(functools.partial(create, method), in_axes=(0, None))
     return tiny_t5.jit(start_each), tiny_t5.jit(jax.vmap(step_of(method), in_axes=(0, None, 0)))
 
 
@@ -99,12 +105,12 @@ def test_logits_of_a_mixed_batch_are_each_tasks_own(name):
 def test_tasks_train_together_as_each_would_alone(name, which):
     """Gradients after the first step and parameters after ten, with clipping; what is absent keeps every bit."""
     first = cases.bank(name)
-    state, (begin, alone_step) = start(cases.per_task(name), first, which), each_alone(name)
+    which = np.int32(which)
+    state, (begin, alone_step) = start(name)(first, which), each_alone(name)
     opening = jax.device_get(state)
     present = cases.slices(first, PRESENT)
     alone = begin({path: leaf[:, None] for path, leaf in present.items()}, which)
     squeeze = lambda flat: {path: np.asarray(leaf)[:, 0] for path, leaf in flat.items()}
-    left = None
     for step, batch in enumerate(batches()):
         state, _ = mixed(name)(state, cases.backbone(), batch)
         alone, _ = alone_step(alone, cases.backbone(), cases.apart(batch))
@@ -114,7 +120,7 @@ def test_tasks_train_together_as_each_would_alone(name, which):
             norms = np.sqrt(sum(np.square(g.reshape(len(PRESENT), -1)).sum(1) for g in gradient.values()))
             assert (norms > OPTIMIZERS[0].clip_norm).all()  # clipping is at work in every task
         if step == LEAVES - 1:
-            left = [squeeze(alone.params), jax.device_get((cases.slices(state.params, 0), own_state(state, 0)))]
+            left = squeeze(alone.params), (cases.slices(state.params, 0), own_state(state, 0))
     wanted, (task_0, state_0) = squeeze(alone.params), left[1]
     wanted = {path: np.concatenate([left[0][path][:1], leaf[1:]]) for path, leaf in wanted.items()}  # task 0 stopped
     found = jax.device_get(state.params)
@@ -133,7 +139,7 @@ def test_tasks_train_together_as_each_would_alone(name, which):
 def own_state(state, n):
     """The optimizer's state of one task: what is not counted for all together."""
     inner = [part for tx in state.opt_state["inner"] for part in jax.tree.leaves(tx, is_leaf=_is_bank) if _is_bank(part)]
-    return jax.device_get([cases.slices(part.inner, n) for part in inner])
+    return [cases.slices(part.inner, n) for part in inner]
 
 
 def _is_bank(part) -> bool:
@@ -143,7 +149,7 @@ def _is_bank(part) -> bool:
 def test_clipping_together_or_counting_tokens_together_would_couple_the_tasks():
     """Negative control: one clipped norm, or one token count, for all tasks is far from each alone."""
     batch, params = cases.batch(), cases.bank("ia3")
-    state, _ = mixed("ia3")(start(cases.per_task("ia3"), params, 0), cases.backbone(), batch)
+    state, _ = mixed("ia3")(start("ia3")(params, np.int32(0)), cases.backbone(), batch)
     gradient = cases.slices(jax.device_get(state.opt_state["gradient"]), PRESENT)
     flat = np.concatenate([g.reshape(len(PRESENT), -1) for g in gradient.values()], axis=1)
     own, joint = np.linalg.norm(flat, axis=1), np.linalg.norm(flat)
@@ -156,7 +162,7 @@ def test_clipping_together_or_counting_tokens_together_would_couple_the_tasks():
 def test_every_declared_leaf_moves_and_no_frozen_leaf(name):
     """From the method's own first values, after twenty steps."""
     params, frozen = cases.initial(name), {path: leaf.copy() for path, leaf in cases.backbone().items()}
-    state = start(cases.per_task(name), params, 0)
+    state = start(name)(params, np.int32(0))
     assert state.params.keys() == states.split(frozen | params, METHODS[name].trainable)[0].keys()
     for step in range(20):
         state, _ = mixed(name)(state, frozen, cases.batch(step))

@@ -1,99 +1,159 @@
-"""Methods: what they add, what trains, and what they make of a batch."""
+"""What every method keeps to: its parameters, what they count, what they leave of the backbone at first."""
 
-import functools
-import re
-
-import flax.traverse_util
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_t5
+from cases import CONFIG, METHODS
 
-from zeroprompt_jax.errors import UserError
+from zeroprompt_jax import config as configs
+from zeroprompt_jax.methods import initialisers
+from zeroprompt_jax.methods.adapter import Adapter
 from zeroprompt_jax.methods.base import Method, Setting
+from zeroprompt_jax.methods.bias import Bias
 from zeroprompt_jax.methods.full import Full
+from zeroprompt_jax.methods.ia3 import IA3
+from zeroprompt_jax.methods.lora import LoRA
+from zeroprompt_jax.methods.prefix import Prefix
 from zeroprompt_jax.methods.prompt import Prompt
 from zeroprompt_jax.models import t5
-from zeroprompt_jax.models.conditioning import Conditioning, describe
+from zeroprompt_jax.models.conditioning import describe
+from zeroprompt_jax.training import state as states
+from zeroprompt_jax.training.partitioning import RULES
 
-CONFIG = t5.T5Config(
-    vocab_size=24,
-    emb_dim=8,
-    num_heads=2,
-    head_dim=4,
-    mlp_dim=12,
-    num_encoder_layers=1,
-    num_decoder_layers=1,
-    dtype="float32",
-)
-SETTING = Setting(CONFIG)
-METHODS = [Full(), Prompt(length=3)]
+EVERY = pytest.mark.parametrize("name", METHODS)
 
 
-@functools.cache
-def backbone():
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: t5.init(CONFIG, jax.random.key(0)))
-    return t5.Backbone(CONFIG, jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes))
-
-
-def batch(rows):
-    tokens = np.arange(2, 2 + rows * 5, dtype=np.int32).reshape(rows, 5) % 22 + 2
-    return {"encoder_input_tokens": tokens, "decoder_input_tokens": tokens * (np.arange(5) > 0)}
-
-
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
-def test_what_every_method_keeps_to(method):
-    params = method.init(jax.random.key(0), SETTING)
-    for path, leaf in flax.traverse_util.flatten_dict(params, sep="/").items():
-        assert leaf.dtype == jnp.float32
-        assert len(method.logical_axes(path)) == leaf.ndim
-    with pytest.raises(KeyError):
-        method.logical_axes("nothing")
-    variables = {"backbone": backbone().params, "method": params}
-    paths = list(flax.traverse_util.flatten_dict(variables, sep="/"))
-    trained = [path for path in paths if any(re.fullmatch(pattern, path) for pattern in method.trainable)]
-    assert trained == [path for path in paths if path.startswith("method/" if params else "backbone/")]
-    again = method.init(jax.random.key(0), SETTING)
-    jax.tree.map(np.testing.assert_array_equal, params, again)
+@EVERY
+def test_what_every_method_keeps_to(name):
+    method, known = METHODS[name], {axis for axis, _ in RULES} | {None}
+    for path, leaf in cases.shapes(name).items():
+        axes = method.logical_axes(path.removeprefix("method/"))
+        assert leaf.dtype == jnp.float32 and leaf.shape[0] == cases.TASKS
+        assert len(axes) == leaf.ndim and axes[0] == "task" and set(axes) <= known and method.banked(path)
+    for path in ("nothing", "prompt/more", "lora/encoder/mlp/wo", "prefix/encoder/self_attention", "layer_prompt"):
+        with pytest.raises(KeyError):
+            method.logical_axes(path)
+    trained, frozen = states.split(cases.backbone() | cases.shapes(name), method.trainable)
+    assert trained.keys() == cases.shapes(name).keys() and frozen.keys() == cases.backbone().keys()
     assert method == type(method)(**vars(method)) and hash(method) == hash(type(method)(**vars(method)))
-    for rows in (1, 4):  # conditioning fits any number of rows
-        made = method.condition(params, batch(rows), backbone())
-        shape = jax.eval_shape(lambda *args: backbone()(*args).logits, *batch(rows).values(), made).shape
-        assert shape == (rows, 5, 24)
-    assert method.losses(params, batch(2), None, backbone()) == {}
+    assert method.losses({}, {}, None, None) == {}
+    one = jax.eval_shape(lambda: method.init(jax.random.key(0), cases.setting(5)))  # shared: one slice for all tasks
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(one)} == {1}
 
 
 def test_full_adds_nothing():
-    assert Full().init(jax.random.key(0), SETTING) == {}
-    assert list(describe(Full().condition({}, batch(2), backbone()))) == []
-    assert Method().trainable == ()
+    assert Full().init(jax.random.key(0), cases.setting()) == {}
+    assert list(describe(Full().condition({}, {}, None))) == []
+    assert Method().trainable == () and not Full().banked("backbone/decoder/mlp/wi/kernel")
 
 
-def test_prompt_is_drawn_from_its_range_and_stands_before_the_input():
-    method = Prompt(length=40, init_range=0.25)
-    prompt = method.init(jax.random.key(1), SETTING)["prompt"]
-    assert prompt.shape == (1, 40, 8) and 0.2 < np.abs(prompt).max() <= 0.25
-    assert np.abs(prompt - method.init(jax.random.key(2), SETTING)["prompt"]).max() > 0.1
-    assert method.logical_axes("prompt") == ("task", "prompt", "prompt_embed")
-    assert Prompt().length == 100 and Prompt().init_range == 0.5
-
-    made = method.condition({"prompt": prompt}, batch(4), backbone())
-    assert list(describe(made)) == [("encoder.prompt", (1, 40, 8))]  # one for all rows, without a copy
-    np.testing.assert_array_equal(made.encoder.prompt, prompt)
-
-
-def test_prompt_of_token_embeddings_is_those_tokens():
-    tokens, rows = np.array([5, 6, 7]), batch(4)
-    params = {"prompt": backbone().params["token_embedder"]["embedding"][tokens][None]}
-    run = jax.jit(lambda encoder, conditioning: backbone()(encoder, rows["decoder_input_tokens"], conditioning).logits)
-    got = run(rows["encoder_input_tokens"], Prompt(length=3).condition(params, rows, backbone()))
-    written = np.concatenate([np.tile(tokens, (4, 1)), rows["encoder_input_tokens"]], axis=1)
-    want = run(written, Conditioning())
-    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
-    assert np.abs(want - run(rows["encoder_input_tokens"], Conditioning())).max() > 0.1
+# T5 base: D 768, 12 + 12 layers, 12 heads of 64, F 2048 gated.
+BASE = t5.T5Config(emb_dim=768, num_heads=12, head_dim=64, mlp_dim=2048, num_encoder_layers=12, num_decoder_layers=12)
+D, L, HK, F = 768, 12, 768, 2048
+COUNTS = {
+    Prompt(): 76_800,  # 100 × 768
+    Prompt(stacks=("encoder", "decoder")): 2 * 76_800,
+    Prompt(10, layers="replace"): L * 10 * D,
+    Prefix(20): 3 * L * 2 * 20 * HK,  # three attentions, keys and values
+    Prefix(20, bottleneck=512): 3 * (20 * D + D * 512 + 512 + 2 * (512 + 1) * L * HK),
+    Adapter(64): 5 * L * (D * 64 + 64 + 64 * D + D),  # behind two sublayers of the encoder and three of the decoder
+    Adapter(64, "parallel", sublayers=".*mlp"): 2 * L * (2 * D * 64 + 64 + D),
+    LoRA(8): 3 * L * 2 * 8 * (D + HK),
+    LoRA(4, targets=".*"): 4 * L * (12 * (D + HK) + 6 * (D + F)),  # 3 attentions × 4 projections, 2 MLPs × 3
+    IA3(): 3 * L * 2 * HK + 2 * L * F,
+    Bias(): 3 * L * (2 * HK + D) + 2 * L * (2 * F + D),
+}
 
 
-def test_prompt_of_no_length_is_refused():
-    with pytest.raises(UserError, match="Prompt length is 0"):
-        Prompt(length=0)
+@pytest.mark.parametrize("method", COUNTS, ids=lambda method: type(method).__name__)
+def test_numbers_of_parameters_at_t5_base(method):
+    for tasks in (1, 8):
+        own = dict(vars(method), per_task=True)
+        setting = Setting(BASE, tuple(map(str, range(tasks))))
+        made = jax.eval_shape(lambda: type(method)(**own).init(jax.random.key(0), setting))
+        assert states.count(states.flatten(made)) == tasks * COUNTS[method]
+
+
+@pytest.mark.parametrize("name", ["series", "parallel", "lora", "ia3", "bias"])
+def test_at_first_the_backbone_is_unchanged(name):
+    batch, first = cases.batch(), cases.initial(name)
+    plain = tiny_t5.logits(CONFIG, batch["encoder_input_tokens"], batch["decoder_input_tokens"])
+    np.testing.assert_allclose(cases.logits(cases.per_task(name), first, batch), plain, atol=1e-5)
+    for path, leaf in cases.bank(name).items():  # each leaf that says so is alone enough to change it
+        if path.endswith(("/a", "/down", "/down_bias")):
+            continue
+        other = first | {path: leaf}
+        changed = np.abs(cases.logits(cases.per_task(name), other, batch) - plain).max((1, 2))
+        assert (changed > 1e-3).all(), path
+    again = cases.initial(name)
+    assert all(np.array_equal(again[path], leaf) for path, leaf in first.items())
+
+
+def test_a_bias_of_the_keys_changes_nothing():
+    """Why it is no default."""
+    batch = cases.batch()
+    tokens = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
+    method, rng = Bias(targets=".*/key"), np.random.default_rng(0)
+    params = jax.eval_shape(lambda: method.init(jax.random.key(0), cases.setting()))
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
+    made = jax.tree.map(np.asarray, method.build(params))
+    assert len(list(describe(made))) == 3
+    np.testing.assert_allclose(tiny_t5.logits(CONFIG, *tokens, made), tiny_t5.logits(CONFIG, *tokens), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["decoder_prompt", "replacing", "adding", "prefix"])
+def test_incremental_decoding_gives_the_teacher_forced_logits(name):
+    method, batch = cases.per_task(name), cases.batch()
+    params, decoder = states.unflatten(cases.bank(name))["method"], batch["decoder_input_tokens"]
+
+    @tiny_t5.jit
+    def incremental(backbone, params, batch):
+        bound = t5.Backbone(CONFIG, backbone)
+        made = method.condition(params, batch, bound)
+        encoded = bound.encode(batch["encoder_input_tokens"], made)
+        out, cache = bound.start(decoder[:, :2], encoded, made, 8)
+        outs = [out]
+        for i in range(2, 6, 2):
+            out, cache = bound.step(decoder[:, i : i + 2], encoded, made, cache)
+            outs.append(out)
+        return jnp.concatenate(outs, axis=1)
+
+    wanted = cases.logits(method, cases.bank(name), batch)
+    found = incremental(tiny_t5.params(CONFIG), params, batch)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    plain = tiny_t5.logits(CONFIG, batch["encoder_input_tokens"], decoder)
+    assert np.abs(wanted - plain).max((1, 2)).min() > 1e-2
+
+
+def test_every_method_and_initialiser_can_be_configured():
+    listed = {configs._resolve(name) for name in configs.CONFIGURABLES if name.startswith(("methods.", "initialisers."))}
+    assert listed == {Full, *map(type, METHODS.values()), *initialisers.Initialiser.__subclasses__()}
+
+
+def test_a_methods_file_given_after_an_experiments_decides(tmp_path):
+    resolved, made = tmp_path / "resolved.gin", set()
+    try:
+        for file in configs.find("methods/lora.gin").parent.glob("*.gin"):
+            assert file.read_text().split("\n")[0].endswith(f" --gin_file=methods/{file.name}")
+            configs.load(["experiments/quickstart.gin", f"methods/{file.name}"])
+            experiment = configs.make("Experiment")
+            made.add(type(experiment.method))
+            resolved.write_text(configs.resolved())
+            configs.load([str(resolved)])
+            assert configs.make("Experiment") == experiment
+            # The optimizer, multipliers included, is for what this method trains.
+            setting = Setting(experiment.model)
+            shapes = jax.eval_shape(
+                lambda: {
+                    "method": experiment.method.init(jax.random.key(0), setting),
+                    "backbone": t5.init(experiment.model, jax.random.key(0)),
+                }
+            )
+            trained, _ = states.split(states.flatten(shapes), experiment.method.trainable)
+            jax.eval_shape(experiment.optimizer.build(experiment.train.steps, experiment.method.banked).init, trained)
+    finally:
+        configs.load()
+    assert made == {Full, *map(type, METHODS.values())}

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.models.conditioning import Conditioning
@@ -46,7 +47,7 @@ class Setting:
         """The token embeddings, [V, D]."""
         if self.backbone is None:
             raise UserError("This initialiser reads the backbone's token embeddings, and there is no backbone here.")
-        return self.backbone["token_embedder"]["embedding"]
+        return jnp.asarray(self.backbone["token_embedder"]["embedding"])  # on the host, it could not be indexed in a trace
 
 
 @dataclasses.dataclass(frozen=True)
