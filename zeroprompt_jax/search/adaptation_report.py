@@ -68,7 +68,9 @@ def picture(path: Path, records: Sequence[Record], arms: Iterable[str], title: s
 
     cells, baselines = by_arm(records), by_arm(records, "baseline")
     shots = sorted({k for _, k in cells if k is not None})
-    arms = [arm for arm in arms if (arm, shots[0]) in cells]
+    arms = [arm for arm in arms if all((arm, k) in cells for k in shots)]  # the others are still at work
+    if not arms:
+        return
     figure = Figure(figsize=(9, 5.2), dpi=150, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.add_subplot()
