@@ -12,7 +12,9 @@ from zeroprompt_jax.methods.adapter import Adapter
 from zeroprompt_jax.methods.base import Setting
 from zeroprompt_jax.methods.bias import Bias
 from zeroprompt_jax.methods.ia3 import IA3
+from zeroprompt_jax.methods.initialisers import Uniform
 from zeroprompt_jax.methods.lora import LoRA
+from zeroprompt_jax.methods.mpt import MPT
 from zeroprompt_jax.methods.prefix import Prefix
 from zeroprompt_jax.methods.prompt import Prompt
 from zeroprompt_jax.models import t5
@@ -31,6 +33,7 @@ METHODS = {
     "lora": LoRA(2, alpha=4.0),
     "ia3": IA3(),
     "bias": Bias(),
+    "mpt": MPT(3, 2, Uniform(), copies=True, per_task=False),
 }
 TASKS = 10
 ABSENT = (3, 7)  # of the ten: they have slices, and no row

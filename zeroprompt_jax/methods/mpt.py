@@ -105,7 +105,7 @@ class MPT(Bank):
       distillation: what of the teachers is imitated, and how much it weighs.
     """
 
-    per_task: bool = True
+    per_task: bool = dataclasses.field(default=True, kw_only=True)
     length: int = 100
     rank: int = 1
     initialiser: Initialiser = SampledVocabulary()
