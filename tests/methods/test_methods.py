@@ -145,13 +145,12 @@ def test_a_methods_file_given_after_an_experiments_decides(tmp_path):
             configs.load([str(resolved)])
             assert configs.make("Experiment") == experiment
             # The optimizer, multipliers included, is for what this method trains.
-            setting = Setting(experiment.model)
-            shapes = jax.eval_shape(
-                lambda: {
-                    "method": experiment.method.init(jax.random.key(0), setting),
-                    "backbone": t5.init(experiment.model, jax.random.key(0)),
-                }
-            )
+            def init(experiment=experiment):
+                backbone = t5.init(experiment.model, jax.random.key(0))
+                setting = Setting(experiment.model, backbone=backbone)
+                return {"method": experiment.method.init(jax.random.key(0), setting), "backbone": backbone}
+
+            shapes = jax.eval_shape(init)
             trained, _ = states.split(states.flatten(shapes), experiment.method.trainable)
             jax.eval_shape(experiment.optimizer.build(experiment.train.steps, experiment.method.banked).init, trained)
     finally:
