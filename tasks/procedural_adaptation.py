@@ -65,7 +65,7 @@ TARGETS = (
     "entailment/located/book-garden",
     "reading/home_of_person/bob",
     "lookup/value/lucy",
-    "travel/one/sport",
+    "travel/pair/sport-country",
     "glossary/pair/opposite-french_animal",
     "planner/pair/previous_month-plus_4",
 )
