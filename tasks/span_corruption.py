@@ -50,7 +50,7 @@ def register_text(
       path: a UTF-8 file, or a pattern such as 'books/*.txt'.
       vocabulary: as `load_vocabulary` takes it, and the same as the experiment's; it needs extra ids.
       inputs: tokens of every input, EOS included; `lengths` says how long targets are.
-      chunks: training chunks, spread over the text; None is all.
+      chunks: most training chunks, spread over the text; None is all.
       test_chunks: chunks of the test split.
       name: of the task.
       seed: of what is hidden.
@@ -106,21 +106,21 @@ def corrupt(tokens_CL: np.ndarray, numbers_C: np.ndarray, size: int, seed: int =
     """
     C, L = tokens_CL.shape
     hidden_CL = noise_mask(numbers_C, L, seed)
-    before_CL = np.concatenate([np.ones((C, 1), bool), hidden_CL[:, :-1]], axis=1)
-    sides = []
-    for replaced_CL in (hidden_CL, ~hidden_CL):
-        first_CL = replaced_CL & ~before_CL if replaced_CL is hidden_CL else replaced_CL & before_CL
-        sentinel_CL = size - np.cumsum(first_CL, axis=1)
-        kept_CL = ~replaced_CL | first_CL
-        sides.append(np.where(first_CL, sentinel_CL, tokens_CL)[kept_CL].reshape(C, -1).astype(np.int32))
-    return sides[0], sides[1]
+    before_CL = np.pad(hidden_CL[:, :-1], ((0, 0), (1, 0)), constant_values=True)  # a chunk begins with a shown span
+
+    def without(replaced_CL, first_CL):
+        """The chunks with a sentinel for each run of replaced tokens."""
+        sentinels_CL = size - np.cumsum(first_CL, axis=1)
+        kept = ~replaced_CL | first_CL
+        return np.where(first_CL, sentinels_CL, tokens_CL)[kept].reshape(C, -1).astype(np.int32)
+
+    return without(hidden_CL, hidden_CL & ~before_CL), without(~hidden_CL, ~hidden_CL & before_CL)
 
 
 def noise_mask(numbers_C: np.ndarray, L: int, seed: int = 0) -> np.ndarray:
     """Which tokens are hidden, [C, L] bool. Shown and hidden spans alternate, a shown one first; each division of the
     tokens into spans is as likely as any other."""
     hidden, spans = _noise(L)
-    spans = min(spans, L - hidden)
     shown_CK = _divided(L - hidden, spans, hash64(seed, _SHOWN, numbers_C[:, None], np.arange(L - hidden - 1)))
     hidden_CK = _divided(hidden, spans, hash64(seed, _HIDDEN, numbers_C[:, None], np.arange(hidden - 1)))
     turns = np.stack([shown_CK, hidden_CK], axis=-1)
@@ -176,16 +176,19 @@ def _examples(
         )
     tokens = _tokens(files, digest, vocabulary)
     have = len(tokens) // L - test_chunks
-    if have < max(1, chunks or 1):
+    if have < 1:
         raise UserError(
             f"Span corruption: {', '.join(files)} have {len(tokens) // L:,} chunks of {L} tokens, too few for "
-            f"{chunks or 1:,} to train on and {test_chunks:,} to test on."
+            f"{test_chunks:,} to test on and any to train on."
         )
     numbers = np.arange(have, have + test_chunks)
     if split == "train":
-        numbers = np.arange(have) if chunks is None else np.arange(chunks) * have // chunks
+        count = min(have, chunks or have)
+        numbers = np.arange(count) * have // count
     for at in range(0, len(numbers), _AT_ONCE):
         numbers_C = numbers[at : at + _AT_ONCE]
-        for given, wanted in zip(*corrupt(tokens[numbers_C[:, None] * L + np.arange(L)], numbers_C, vocabulary.size, seed)):
+        sides = corrupt(tokens[numbers_C[:, None] * L + np.arange(L)], numbers_C, vocabulary.size, seed)
+        for given, wanted in zip(*sides):
             # The text leaves the sentinels out, as `decode` does with an answer.
-            yield {"input": vocabulary.decode(given), "target": vocabulary.decode(wanted), "input_ids": given, "target_ids": wanted}
+            texts = {"input": vocabulary.decode(given), "target": vocabulary.decode(wanted)}
+            yield {**texts, "input_ids": given, "target_ids": wanted}

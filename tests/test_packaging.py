@@ -84,6 +84,8 @@ def test_wheel_holds_tasks_and_configs(tmp_path):
             for file in (ROOT / folder).rglob(f"*{suffix}"):
                 assert f"{inside}/{file.relative_to(ROOT / folder).as_posix()}" in held, file
     assert "zeroprompt_jax/gin/models/t5_1_1_xl.gin" in held
+    for file in ("README.md", "config.json", "model.safetensors", "spiece.model"):
+        assert f"zeroprompt_jax/pretrained/t5_tiny/{file}" in held
     assert any(name.endswith("LICENSE") for name in held)
     assert not [name for name in held if name.startswith(("gin/", "tasks/", "tests/"))]
 

@@ -84,6 +84,7 @@ def test_deterministic_and_the_splits_share_nothing(text):
     assert all(np.array_equal(a["input_ids"], b["input_ids"]) for a, b in zip(train, again, strict=True))
     assert any(not np.array_equal(a["input_ids"], b["input_ids"]) for a, b in zip(train, examples(text, seed=1)))
     assert not {tuple(e["input_ids"]) for e in train} & {tuple(e["input_ids"]) for e in test}
+    assert len(examples(text, chunks=10**6)) == len(train)
     few = examples(text, chunks=5)
     assert len(few) == 5 and np.array_equal(few[0]["input_ids"], train[0]["input_ids"])
 
@@ -102,8 +103,8 @@ def test_mistakes_are_told(text, tmp_path):
         span_corruption.register_text("nowhere.txt", VOCABULARY)
     with pytest.raises(UserError, match="too short"):
         span_corruption.register_text(text, VOCABULARY, inputs=3)
-    with pytest.raises(UserError, match="chunks of 52 tokens, too few for 9,999"):
-        examples(text, chunks=9_999)
+    with pytest.raises(UserError, match="chunks of 52 tokens, too few for 9,999 to test on"):
+        examples(text, test_chunks=9_999)
     span_corruption.register_text(text, "procedural", test_chunks=1)
     with pytest.raises(UserError, match="needs 3 extra ids, but the vocabulary 'procedural' has 0"):
         list(cards.source("span_corruption").examples("train"))
