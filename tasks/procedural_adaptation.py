@@ -9,6 +9,10 @@ mixtures:
 - `procedural_adaptation_sources`: 24 tasks of 21 types;
 - `procedural_adaptation_targets`: 16 tasks of 16 types, four of them with a few fixed answers.
 
+The targets are tasks that a prompt can carry: with all their examples, prompts of 16 vectors on the frozen packaged backbone
+answer 97% of their test examples (entailment 69%); two candidates that stayed below half were left out. The sources were
+not chosen by any result.
+
 An input is written as in the suite, but where the instruction stood there is nothing. All tasks of a type have one input
 format, so an input alone does not tell what is asked.
 """
