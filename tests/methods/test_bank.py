@@ -24,7 +24,7 @@ from zeroprompt_jax.training.step import make_train_step
 STEPS = 10
 LEAVES = 5  # the step from which task 0 has no targets any more
 EVERY = pytest.mark.parametrize("name", METHODS)
-SCHEDULE = Schedule(0.05, "linear")
+SCHEDULE = Schedule(0.005, "linear")
 OPTIMIZERS = [Optimizer(kind, SCHEDULE, weight_decay=1e-3, clip_norm=1e-2) for kind in ("adamw", "adafactor")]
 
 
@@ -126,7 +126,7 @@ def test_tasks_train_together_as_each_would_alone(name, which):
     found = jax.device_get(state.params)
     moved = {path: leaf - present[path] for path, leaf in cases.slices(found, PRESENT).items()}
     wanted_moves = {path: leaf - present[path] for path, leaf in wanted.items()}
-    assert unequal(cases.slices(found, PRESENT), wanted) < 1e-4
+    assert max(np.abs(leaf - wanted[path]).max() for path, leaf in cases.slices(found, PRESENT).items()) < 1e-5
     assert unequal(moved, wanted_moves) < 2e-3  # also measured by how far they went
 
     assert small_model.same_bits(cases.slices(found, 0), task_0) and small_model.same_bits(own_state(state, 0), state_0)

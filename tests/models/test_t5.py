@@ -66,7 +66,9 @@ def test_remat_changes_neither_values_nor_gradients(policy):
     want, got = (compiled_encoder_loss(config)(params) for config in (plain, remat))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(got[1]["encoder"]))
-    assert ["remat" in str(jax.make_jaxpr(encoder_loss(config))(params)) for config in (plain, remat)] == [False, True]
+    # The gate of the MLP is always recomputed; a policy recomputes whole layers besides.
+    found = [str(jax.make_jaxpr(encoder_loss(config))(params)).count("remat") for config in (plain, remat)]
+    assert 0 < found[0] < found[1]
 
 
 def equations(jaxpr):

@@ -118,7 +118,7 @@ report["mistakes"] = {
     "too many": mistake(Mesh(model=16).build),
     "zero": mistake(lambda: Mesh(model=0).build()),
 }
-prompt = {"method/prompt": np.zeros((5, 16), np.float32)}
+prompt = {"method/prompt": np.zeros((1, 5, 16), np.float32)}
 shardings = partitioning.param_shardings(prompt, Prompt(length=5), Mesh(1, 4, 2).build())
 report["prompt whole"] = shardings["method/prompt"].is_fully_replicated
 placed = partitioning.param_shardings(FLAT, Full(), Mesh(1, 4, 2).build())

@@ -211,6 +211,12 @@ def is_task(name: str) -> bool:
     return name in _TASKS or bool(few and few.base in _TASKS and few.single)
 
 
+def is_mixture(name: str) -> bool:
+    """Whether there is a mixture, or a task, of this name."""
+    few = few_shot.parse(name)
+    return name in _MIXTURES or name in _TASKS or bool(few and is_mixture(few.base))
+
+
 def task_names() -> tuple[str, ...]:
     return tuple(_TASKS)
 

@@ -109,7 +109,7 @@ def find_mixture(name: str) -> dict[str, float]:
     Raises:
       UserError: no such mixture or task.
     """
-    if name in cards.mixture_names() or cards.is_task(name) or "seqio" not in sys.modules:
+    if cards.is_mixture(name) or "seqio" not in sys.modules:
         return cards.mixture(name)
     import seqio
 
