@@ -138,6 +138,18 @@ def test_another_backbone_is_refused(home):
         export.predictor(settings("T5Config.mlp_dim = 24"), ["files/toy/parity.safetensors"])
 
 
+def test_a_task_starts_from_anothers_file_on_the_same_backbone_alone(home):
+    start = [
+        "methods.Prompt.initialiser = @initialisers.Trained()",
+        "initialisers.Trained.path = 'files/toy/last.safetensors'",
+    ]
+    bank = experiment.build_model(settings(*start)).params["method/prompt"]
+    prompt = task_file.read("files/toy/last.safetensors").params["prompt"]
+    np.testing.assert_array_equal(bank, np.repeat(prompt, 3, axis=0))
+    with pytest.raises(UserError, match="'toy/last' was trained on another backbone than this one: of the same shape"):
+        experiment.build_model(settings(*start, "SEED = 1"))
+
+
 def test_formats_hold_the_same_prompt(home):
     command("export", "--model_dir=run", "--task=toy/last", "--output=last.safetensors")
     command("export", "--model_dir=run", "--task=toy/last", "--format=npy", "--output=last.npy")

@@ -21,12 +21,14 @@ from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.evaluation import infer, report
 from zeroprompt_jax.evaluation.evaluate import Evaluate, Evaluation, evaluate
 from zeroprompt_jax.evaluation.predict import Predictor
+from zeroprompt_jax.methods import initialisers
 from zeroprompt_jax.methods.bank import Bank
 from zeroprompt_jax.methods.base import Method, Run, Setting
 from zeroprompt_jax.methods.full import Full
 from zeroprompt_jax.models import t5
 from zeroprompt_jax.models.t5 import T5Config
-from zeroprompt_jax.training import checkpoint, partitioning, state as states
+from zeroprompt_jax.training import checkpoint, partitioning, state as states, task_file
+from zeroprompt_jax.training.fingerprint import fingerprint
 from zeroprompt_jax.training.loop import Metrics, Train, fit
 from zeroprompt_jax.training.optimizer import Optimizer
 from zeroprompt_jax.training.partitioning import Mesh
@@ -97,6 +99,8 @@ def build_model(experiment: Experiment, trained: bool = False) -> Model:
 
     with partitioning.activate(mesh):
         flat = load(partitioning.init_sharded(make_backbone, of("backbone/")))
+        if not trained:
+            _check_task_files(experiment, states.unflatten(flat)["backbone"])
         own = jax.jit(make_method, out_shardings=of("method/"))(states.unflatten(flat)["backbone"])
         flat |= load(own)
     params, frozen = states.split(flat, method.trainable)
@@ -115,6 +119,16 @@ def _setting(experiment: Experiment) -> Setting:
         labels={task: cards.card(task).options for task in tasks if cards.is_task(task)},
         run=_trained,
     )
+
+
+def _check_task_files(experiment: Experiment, backbone: Mapping[str, Any]) -> None:
+    """Raises UserError where a prompt is to start from a task that was trained on another backbone."""
+    initialiser = getattr(experiment.method, "initialiser", None)
+    while initialiser is not None:
+        if isinstance(initialiser, initialisers.Trained) and task_file.is_task_file(initialiser.path):
+            vocabulary = load_vocabulary(experiment.data.vocabulary).fingerprint
+            task_file.check(task_file.read(initialiser.path), fingerprint(backbone), vocabulary)
+        initialiser = getattr(initialiser, "fallback", None)
 
 
 def _trained(path: str) -> Run:

@@ -12,7 +12,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     config.load(args.gin_file, args.gin_bindings)
     from zeroprompt_jax.search import adaptation
+    from zeroprompt_jax.training import partitioning
 
     study = config.make("AdaptationStudy")
+    rows = [arm.rows for arm in (*study.stages.values(), *study.arms.values())]  # of a task; a batch has a multiple
+    partitioning.split_cpu(study.base.mesh, *rows, study.base.evaluate.batch_size)
     adaptation.run(study, " ".join(["zeroprompt adapt", *(f"--gin_file={name}" for name in args.gin_file)]))
     return 0

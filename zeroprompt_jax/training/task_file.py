@@ -97,6 +97,15 @@ def save(file: TaskFile, path: str | Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def is_task_file(path: str | Path) -> bool:
+    """Whether a file was written by `save`, and not by another program that keeps tensors alone."""
+    try:
+        with safetensors.safe_open(path, "np") as f:
+            return _HEADER in (f.metadata() or {})
+    except (OSError, safetensors.SafetensorError):
+        return False
+
+
 def read(path: str | Path) -> TaskFile:
     """Reads a task file. UserError for one that is missing, truncated, foreign, or of a newer format or method."""
     path = Path(path)
