@@ -24,6 +24,11 @@ from zeroprompt_jax.training.step import make_train_step
 STEPS = 10
 LEAVES = 5  # the step from which task 0 has no targets any more
 EVERY = pytest.mark.parametrize("name", METHODS)
+# Each costs ten seconds of compiling; the variants are left to the slow tests.
+VARIANTS = ("decoder_prompt", "replacing", "adding", "prefix_mlp", "parallel")
+TRAINED = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS)) for name in METHODS]
+)
 SCHEDULE = Schedule(0.005, "linear")
 OPTIMIZERS = [Optimizer(kind, SCHEDULE, weight_decay=1e-3, clip_norm=1e-2) for kind in ("adamw", "adafactor")]
 
@@ -100,7 +105,7 @@ def test_logits_of_a_mixed_batch_are_each_tasks_own(name):
     assert np.abs(cases.logits(cases.per_task(name), params, swapped) - found).max() > 1e-2
 
 
-@EVERY
+@TRAINED
 @pytest.mark.parametrize("which", [0, 1], ids=["adamw", "adafactor"])
 def test_tasks_train_together_as_each_would_alone(name, which):
     """Gradients after the first step and parameters after ten, with clipping; what is absent keeps every bit."""
@@ -158,7 +163,7 @@ def test_clipping_together_or_counting_tokens_together_would_couple_the_tasks():
     assert tokens.max() > 2 * tokens.min()  # so divided by one number, tasks would weigh so unequally
 
 
-@EVERY
+@TRAINED
 def test_every_declared_leaf_moves_and_no_frozen_leaf(name):
     """From the method's own first values, after twenty steps."""
     params, frozen = cases.initial(name), {path: leaf.copy() for path, leaf in cases.backbone().items()}
@@ -191,7 +196,7 @@ def weight_gradients(program: str) -> set[str]:
     return {shape for shape in made if tuple(map(int, shape.split(","))) in shapes}
 
 
-@EVERY
+@TRAINED
 def test_the_compiled_step_makes_no_gradient_of_a_frozen_kernel(name):
     assert weight_gradients(mixed(name).as_text()) == set()
 

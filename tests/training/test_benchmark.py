@@ -23,6 +23,7 @@ def compile_fast():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.mark.slow
 def test_memory_is_planned_for_full_and_prompt_only_training():
     found = list(benchmark.memory(CONFIG, 3, *SHAPE, policies=("none",)))
     named = {(record["optimizer"], record["training"]): record for record in found}
