@@ -1,9 +1,11 @@
 """Banks: parameters with one slice per task, [N, …], read by task id."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,9 +44,9 @@ def per_layer(leaf: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bank(Method):
-    """Base of methods whose parameters are all banks. With `per_task` each training task has its own slice; without,
-    there is one slice, [1, …], that all tasks share."""
+class Bank(Method, abc.ABC):
+    """Base of methods that keep banks. With `per_task` each training task has its own slice; without, there is one
+    slice, [1, …], that all tasks share."""
 
     per_task: bool = dataclasses.field(default=False, kw_only=True)
     trainable = (r"method/.*",)
@@ -53,9 +55,13 @@ class Bank(Method):
         """N, the number of slices to make."""
         return len(setting.tasks) if self.per_task else 1
 
+    @abc.abstractmethod
     def build(self, groups: Params) -> Conditioning:
-        """Conditioning from leaves [G, …], one slice per group of rows."""
-        raise NotImplementedError
+        """Conditioning from the parameters, of whose banks there is one slice per group of rows, [G, …]."""
 
     def condition(self, params, batch, backbone):
-        return self.build(take(params, batch["task_ids"]) if self.per_task else params)
+        if not self.per_task:
+            return self.build(params)
+        flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
+        banks = {path: leaf for path, leaf in flat.items() if self.banked(f"method/{path}")}
+        return self.build(flax.traverse_util.unflatten_dict(flat | take(banks, batch["task_ids"]), sep="/"))

@@ -1,5 +1,6 @@
 """What soft prompts start from. Each initialiser makes prompts [N, P, D], one for every slice of a bank."""
 
+import abc
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -16,13 +17,13 @@ Shape = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
-class Initialiser:
+class Initialiser(abc.ABC):
     """Base of all initialisers."""
 
+    @abc.abstractmethod
     def make(self, rng: Array, setting: Setting, shape: Shape) -> Array:
         """Prompts of this shape [N, P, D], float32: slice n for task n of the setting, or, where N is 1, for all tasks.
         Mistakes are UserErrors while tracing, so before anything compiles."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -183,11 +183,8 @@ class MPT(Bank):
             "teacher": ("task", "prompt", "prompt_embed"),
         }[path]
 
-    def condition(self, params, batch, backbone):
-        own = {name: params[name] for name in ("u", "v", *["shared"] * self.copies)}
-        if self.per_task:
-            own = take(own, batch["task_ids"])
-        return Conditioning(encoder=Stack(prompt=prompts(**{"shared": params["shared"], **own})))
+    def build(self, groups):
+        return Conditioning(encoder=Stack(prompt=prompts(groups["shared"], groups["u"], groups["v"])))
 
     def losses(self, params, batch, outputs, backbone):
         if self.teachers is None:
