@@ -13,8 +13,12 @@ from safetensors.flax import save_file
 
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.interop import huggingface, peft
+from zeroprompt_jax.methods.ia3 import IA3
+from zeroprompt_jax.methods.lora import LoRA
+from zeroprompt_jax.methods.mpt import MPT
+from zeroprompt_jax.methods.prompt import Prompt
 from zeroprompt_jax.models import t5
-from zeroprompt_jax.models.conditioning import Conditioning, LowRank, Stack, Sublayer
+from zeroprompt_jax.models.conditioning import Conditioning
 
 SIZES = dict(
     vocab_size=48,
@@ -162,26 +166,12 @@ def test_folders_that_are_refused(tmp_path):
 # Against peft itself.
 
 
-def conditioning(found, task_ids=None):
+METHODS = {"PROMPT_TUNING": Prompt, "MULTITASK_PROMPT_TUNING": MPT, "LORA": LoRA, "IA3": IA3}
+
+
+def conditioning(found, task_ids):
     """What our methods make of imported parameters."""
-    if found.peft_type == "PROMPT_TUNING":
-        return Conditioning(Stack(prompt=found.params["prompt"]))
-    if found.peft_type == "MULTITASK_PROMPT_TUNING":
-        shared, u, v = (found.params[name] for name in ("shared", "u", "v"))
-        return Conditioning(Stack(prompt=shared * (u[task_ids] @ v[task_ids])))
-    field, lora = ("lora", True) if found.peft_type == "LORA" else ("scale", False)
-
-    def made(leaf):
-        per_layer = lambda x: np.moveaxis(x, 0, 1)
-        if lora:
-            return LowRank(per_layer(leaf["a"]), found.settings["alpha"] / found.settings["rank"] * per_layer(leaf["b"]))
-        return per_layer(leaf)
-
-    stacks = {
-        side: Stack(**{name: Sublayer(**{field: {k: made(x) for k, x in own.items()}}) for name, own in sublayers.items()})
-        for side, sublayers in found.params[field].items()
-    }
-    return Conditioning(**stacks)
+    return METHODS[found.peft_type](**found.settings).condition(found.params, {"task_ids": task_ids}, None)
 
 
 @pytest.mark.parity
@@ -204,7 +194,8 @@ def test_multitask_embedding_equals_peft(rank):
     shared, u, v = (
         x.detach().numpy() for x in (theirs.embedding.weight, theirs.prefix_task_cols, theirs.prefix_task_rows)
     )
-    got = jax.jit(lambda shared, u, v: shared * (u[ids] @ v[ids]))(shared, u, v)
+    found = MPT(length=7, rank=rank).condition({"shared": shared, "u": u, "v": v}, {"task_ids": ids}, None)
+    got = found.encoder.prompt
     assert np.abs(want).max() > 1
     np.testing.assert_allclose(got, want, atol=1e-6, rtol=1e-6)
 
