@@ -89,20 +89,24 @@ def build_model(experiment: Experiment, trained: bool = False) -> Model:
     if settings.initial_checkpoint_path and not any(re.fullmatch(regex, path) for path in shapes):
         raise UserError(f"Train.initial_checkpoint_regex '{regex}' matches none of this model's {len(shapes)} parameters.")
 
-    def load(made: Flat) -> Flat:
-        wanted = {path: leaf for path, leaf in made.items() if re.fullmatch(regex, path)}
-        if trained:
-            wanted = {path: leaf for path, leaf in wanted.items() if path not in trains}
-        if not settings.initial_checkpoint_path or not wanted:
-            return made
-        return made | checkpoint.load_params(settings.initial_checkpoint_path, wanted)
+    # What a checkpoint brings is not made first: a large model would not fit twice.
+    path = settings.initial_checkpoint_path
+    loaded = {p for p in shapes if path and re.fullmatch(regex, p) and not (trained and p in trains)}
+
+    def load(kind: str) -> Flat:
+        wanted = {p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[p]) for p, leaf in shapes.items()}
+        wanted = {p: leaf for p, leaf in wanted.items() if p in loaded and p.startswith(kind)}
+        return checkpoint.load_params(path, wanted) if wanted else {}
+
+    def rest(flat: Flat) -> Flat:
+        return {p: leaf for p, leaf in flat.items() if p not in loaded}
 
     with partitioning.activate(mesh):
-        flat = load(partitioning.init_sharded(make_backbone, of("backbone/")))
+        flat = partitioning.init_sharded(lambda: rest(make_backbone()), rest(of("backbone/"))) | load("backbone/")
         if not trained:
             _check_task_files(experiment, states.unflatten(flat)["backbone"])
         own = jax.jit(make_method, out_shardings=of("method/"))(states.unflatten(flat)["backbone"])
-        flat |= load(own)
+        flat |= own | load("method/")
     params, frozen = states.split(flat, method.trainable)
     return Model(mesh, params, frozen, shardings)
 
