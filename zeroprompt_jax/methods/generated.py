@@ -160,7 +160,8 @@ class Prompt(Kind):
         return {"vectors": Tensor({"encoder": 1}, self.length, config.emb_dim)}
 
     def build(self, made, config):
-        return {"encoder": {"prompt": nn.with_logical_constraint(made["vectors"]["encoder"][0], ("batch", "prompt", None))}}
+        prompt = nn.with_logical_constraint(made["vectors"]["encoder"][0], ("batch", "prompt", None))
+        return {"encoder": {"prompt": prompt}}
 
 
 def tensors(kinds: Iterable[Kind], config: T5Config) -> dict[str, Tensor]:

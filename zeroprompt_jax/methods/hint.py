@@ -60,7 +60,7 @@ class Hypernetwork(Method, abc.ABC):
         if twice:
             raise UserError(f"{name}.kinds has more than one '{twice[0]}'; a sublayer takes one of each kind.")
         if not self.kinds and not self.fusion:
-            raise UserError(f"{name} without kinds and without fusion does not read the instruction; give it one of them.")
+            raise UserError(f"{name} without kinds and without fusion reads no instruction; give it one of them.")
         if self.trainable is None:
             owns = bool(self.kinds) or self.separate_encoder
             object.__setattr__(self, "trainable", _EVERYTHING[: 1 + owns])
@@ -171,7 +171,8 @@ class Generator(nn.Module):
     def __call__(self, hidden_UID: Array, mask_UI: Array) -> dict[str, Array]:
         c, U = self.config, hidden_UID.shape[0]
         parts = {name: _Queries(c, tensor, name=name) for name, tensor in self.tensors.items()}
-        read_UQD = _Reading(c, name="attention")(jnp.concatenate([p.queries for p in parts.values()]), hidden_UID, mask_UI)
+        table_QD = jnp.concatenate([part.queries for part in parts.values()])
+        read_UQD = _Reading(c, name="attention")(table_QD, hidden_UID, mask_UI)
         made, start = {}, 0
         for name, tensor in self.tensors.items():
             own = read_UQD[:, start : start + tensor.slots * tensor.rows]

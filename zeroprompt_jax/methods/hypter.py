@@ -59,6 +59,7 @@ class _Heads(nn.Module):
         hidden_UD = nn.gelu(Dense(c.emb_dim, dtype, name="wi")(x_UD))
         hidden_UD = nn.with_logical_constraint(Dropout(c.dropout_rate)(hidden_UD[:, None])[:, 0], ("batch", "mlp"))
         shape = (slots, c.emb_dim, rows * width)
-        heads = self.param("heads", nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=0), shape)
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=0)
+        heads = self.param("heads", init, shape, jnp.float32)
         made = jnp.einsum("ud,sdo->suo", hidden_UD, heads.astype(dtype)) / math.sqrt(c.emb_dim)
         return made.reshape(slots, x_UD.shape[0], rows, width)
