@@ -37,7 +37,7 @@ class Evaluate:
       rank_options: a task whose examples list answer options is answered by the most likely option (rank
         classification, as in T0 and ZeroPrompt); False generates its answers too.
       length_normalised: rank by log-likelihood per token and not by its sum.
-      control: also run with each task given another task's instruction, a negative control.
+      control: also run with each task given another task's instruction, a negative control; not where there is none.
       wordings: `held_out` (wordings that training never used, where a task has any), `train` or `none`.
       seed: of the sample, the control and sampled answers.
     """
@@ -166,7 +166,8 @@ def evaluate(
         if name not in metrics.METRICS:
             raise unknown("metric", name, metrics.METRICS)
     kinds = [settings.wordings]
-    if settings.control and len(tasks) > 1 and settings.wordings != "shuffled":
+    instructed = features.instruct_inputs or features.instructions
+    if settings.control and instructed and len(tasks) > 1 and settings.wordings != "shuffled":
         kinds.append("shuffled")
     cut = {"max_examples": settings.max_examples_per_task, "seed": settings.seed}
     sets = [EvalSet(store, tasks, split, features, wordings=kind, **cut) for kind in kinds]
