@@ -7,7 +7,7 @@ from zeroprompt_jax.data import cache, cards
 from zeroprompt_jax.data.batches import EvalSet, Features, TrainStream
 from zeroprompt_jax.data.shards import Shard
 from zeroprompt_jax.data.store import OWN, read_index
-from zeroprompt_jax.data.vocabulary import EOS_ID, load_vocabulary
+from zeroprompt_jax.data.vocabulary import EOS_ID, UNK_ID, load_vocabulary
 from zeroprompt_jax.errors import UserError
 
 V = load_vocabulary("bytes")
