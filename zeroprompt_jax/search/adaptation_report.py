@@ -21,9 +21,10 @@ def by_arm(records: Iterable[Record], key: str = "score") -> Cells:
     return {place: [float(np.mean(v)) for _, v in sorted(seeds.items())] for place, seeds in cells.items()}
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], digits: int = 1, signed: bool = False) -> str:
     """Mean ± standard deviation over seeds; of one seed the value alone."""
-    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+    mean = f"{np.mean(values):{'+' if signed else ''}.{digits}f}"
+    return mean + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
 
 
 def table(records: Sequence[Record], stages: Iterable[str], arms: Iterable[str]) -> str:
@@ -56,6 +57,7 @@ def table(records: Sequence[Record], stages: Iterable[str], arms: Iterable[str])
 
 
 def columns(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table, the first column to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines)]
     return [
         "  ".join([f"{line[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(line[1:], widths[1:]))]) for line in lines
