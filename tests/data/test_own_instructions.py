@@ -74,6 +74,11 @@ def test_evaluation_reads_them_and_the_control_reads_another_examples(store):
     assert read["held_out"] == read["train"] == [example(i, "test")["instruction"] for i in range(4)]
     assert read["shuffled"] == [example((i + 1) % 4, "test")["instruction"] for i in range(4)]
     assert read["none"] == [""] * 4
+    # A task without wordings needs no other task for its control.
+    [alone] = EvalSet(store, ["own"], "test", APART, wordings="shuffled").batches(4)
+    assert texts(alone["instruction_tokens"]) == read["shuffled"]
+    with pytest.raises(UserError, match="need at least two tasks"):
+        EvalSet(store, ["pick_0"], "test", APART, wordings="shuffled")
 
 
 def test_limits_and_mistakes(store, tmp_path):

@@ -103,14 +103,14 @@ def record(arm, seed, task, score, group="unseen_tasks", shuffled=None, loss=1.5
     facts = {"type": task[0], "metric": "exact_match", "baseline": 0.2, "examples": 9, "trained": 1234, "steps": 50}
     return {
         "seed": seed, "arm": arm, "run": "", "group": group, "task": task, "score": score, "shuffled": shuffled,
-        "loss": loss + seed, "minutes": 1.0 + seed, **facts,
+        "loss": loss + seed, "shuffled_loss": shuffled and loss + seed + 1, "minutes": 1.0 + seed, **facts,
     }  # fmt: skip
 
 
 def test_table_and_picture(tmp_path):
     found = []
     for seed in range(2):
-        found.append(record("text", seed, "t", 0.1, "text"))
+        found.append(record("text", seed, "t", 0.1, "text", shuffled=0.1))
         # The reference varies from seed to seed, and the arm with it: their distance does not.
         for arm, more in (("a", 0.0), ("b", -0.25)):
             found += [record(arm, seed, task, 0.5 + 0.2 * seed + more, shuffled=0.25) for task in ("x1", "x2", "y1")]
@@ -120,7 +120,7 @@ def test_table_and_picture(tmp_path):
     assert "60.0 ± 14.1" in lines["1 a"] and "35.0 ± 14.1  -25.0 ± 0.0" in lines["2 b"]
     assert "1,234" in lines["1 a"] and lines["1 a"].endswith("1.5")
     assert lines["baseline"].split()[1:] == ["20.0", "20.0"]
-    assert "2.000 ± 0.707" in lines["text"]  # a stage's loss, in nats
+    assert "2.000 ± 0.707  3.000 ± 0.707" in lines["text"]  # a stage's losses, in nats
     assert lines["x"].split() == ["x", "2", "60.0", "35.0"] and lines["z"].split() == ["z", "1", "75.0", "50.0"]
     assert "never" not in text and "later" not in text and "± is the standard deviation" in text and "shuffled:" in text
     assert (tmp_path / "results.png").stat().st_size > 10_000 and (tmp_path / "table.txt").read_text() == text

@@ -147,16 +147,16 @@ class Assembler:
         return instruction_E, instruction_E + (instruction_E > 0) * len(self.separator)
 
     def _instructions(
-        self, slots_E: np.ndarray, example_E: np.ndarray, wording_E: np.ndarray, donors_E: np.ndarray
+        self, slots_E: np.ndarray, example_E: np.ndarray, wording_E: np.ndarray, donors_E: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """(flat ids, lengths [E]) of the instructions: donors' wordings, or what an example brings itself."""
-        flat, lengths_E = self.wordings.take(donors_E, wording_E)
+        flat, lengths_E = self.wordings.take(slots_E if donors_E is None else donors_E, wording_E)
         if not self.brings_own:
             return flat, lengths_E
         ids_E = self.ids_N[slots_E]
-        # An example that is to read another's instruction reads that of the next one of its task.
-        sizes_N = np.array([self.store.size(self.store.tasks[i], self.split) for i in self.ids_N], np.int64)
-        example_E = (example_E + (donors_E != slots_E)) % sizes_N[slots_E]
+        if donors_E is not None:  # what another task's examples bring would not be for this one: the next example's
+            sizes_N = np.array([self.store.size(self.store.tasks[i], self.split) for i in self.ids_N], np.int64)
+            example_E = (example_E + 1) % sizes_N[slots_E]
         own, own_E = self.store.gather(ids_E, self.split, example_E, OWN, self.features.instruction_limit)
         kept_E = np.where(self._own_N[slots_E], 0, lengths_E)
         shared = flat[ragged_positions(np.cumsum(lengths_E) - lengths_E, kept_E)]
@@ -189,7 +189,7 @@ class Assembler:
           slots_E: numbers of the tasks.
           example_E: numbers of the examples within their tasks.
           wording_E: numbers of the instructions, or None for none.
-          donors_E: the tasks whose instructions are read instead of their own.
+          donors_E: the tasks whose instructions are read instead; of an example that brings its own, the next one's.
           width: T, where it is not `features.inputs`; all examples must fit.
           group: rows that share an instruction, which `instruction_tokens` then has once, [E / group, U].
           packing: where in the rows each example goes; one example a row when None.
@@ -202,7 +202,6 @@ class Assembler:
         if wording_E is None:
             flat, lengths_E = np.zeros(0, np.int32), np.zeros(E, np.int64)
         else:
-            donors_E = slots_E if donors_E is None else donors_E
             flat, lengths_E = self._instructions(slots_E, example_E, wording_E, donors_E)
         if f.instructions and group > 1:
             first_U = np.cumsum(lengths_E)[::group] - lengths_E[::group]

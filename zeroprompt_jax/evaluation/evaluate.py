@@ -69,7 +69,7 @@ class Evaluation:
     Attributes:
       tasks: per group and task a dict: `task`, `type`, `family`, `group`, `metric` (the card's first), `score` by it,
         `metrics` (all of the card's), `baseline` with its `baseline_kind` (majority or copy), `shuffled` (the control's
-        score, or None), `examples`, `loss`, `ranked` (whether it was answered by ranking options) and `per_wording`
+        score, or None), `shuffled_loss`, `examples`, `loss`, `ranked` (whether it was answered by ranking options) and `per_wording`
         (wording's number to score). Scores are in [0, 1].
       losses: group to the mean cross-entropy per target token (nats, EOS included) under teacher forcing.
     """
@@ -167,7 +167,8 @@ def evaluate(
             raise unknown("metric", name, metrics.METRICS)
     kinds = [settings.wordings]
     instructed = features.instruct_inputs or features.instructions
-    if settings.control and instructed and len(tasks) > 1 and settings.wordings != "shuffled":
+    others = len(tasks) > 1 or store.brings_own(tasks[0])
+    if settings.control and instructed and others and settings.wordings != "shuffled":
         kinds.append("shuffled")
     cut = {"max_examples": settings.max_examples_per_task, "seed": settings.seed}
     sets = [EvalSet(store, tasks, split, features, wordings=kind, **cut) for kind in kinds]
@@ -207,6 +208,7 @@ def evaluate(
             "shuffled": None if control is None else _score(first, [control.texts[i] for i in rows], mine)[first[0]],
             "examples": len(rows),
             "loss": _mean_loss(main, rows),
+            "shuffled_loss": None if control is None else _mean_loss(control, rows),
             "ranked": bool(main.ranked[rows[0]]),
             "per_wording": {
                 w: _score(first, [answers[p] for p in places], [mine[p] for p in places])[first[0]]

@@ -53,8 +53,8 @@ class Comparison:
 def run(comparison: Comparison, title: str = "") -> str:
     """Runs what is not yet recorded in MODEL_DIR/records.jsonl, and reports after every seed. Returns the table.
 
-    A record is of a seed, arm, group and task, with `type`, `score`, `baseline`, `shuffled`, `loss`, `examples`, and of its
-    run `trained` parameters, `steps` and `minutes`.
+    A record is of a seed, arm, group and task, with `type`, `score`, `baseline`, `shuffled`, `loss`, `shuffled_loss`,
+    `examples`, and of its run `trained` parameters, `steps` and `minutes`.
     """
     root = Path(comparison.model_dir)
     for seed in range(comparison.seeds):
@@ -85,5 +85,5 @@ def _experiment(made: Experiment, seed: int, root: Path, folder: str) -> Experim
 
 def _result(made: Experiment) -> list[Record]:
     found, facts = records.result(made)
-    kept = ("group", "task", "type", "metric", "score", "baseline", "shuffled", "loss", "examples")
+    kept = ("group", "task", "type", "metric", "score", "baseline", "shuffled", "loss", "shuffled_loss", "examples")
     return [{**{key: result[key] for key in kept}, **facts} for result in found.tasks]

@@ -18,7 +18,7 @@ def by_arm(records: Iterable[Record], key: str = "score") -> dict[tuple[str, str
     cells: dict = collections.defaultdict(lambda: collections.defaultdict(list))
     for r in records:
         if r[key] is not None:
-            cells[r["arm"], r["group"]][r["seed"]].append(r[key] * (1 if key == "loss" else 100))
+            cells[r["arm"], r["group"]][r["seed"]].append(r[key] * (1 if key.endswith("loss") else 100))
     return {place: {seed: float(np.mean(v)) for seed, v in sorted(s.items())} for place, s in cells.items()}
 
 
@@ -55,8 +55,8 @@ def table(records: Sequence[Record], stages: Iterable[str], arms: Iterable[str],
     )
     if reference is not None:
         out.append(f"vs {reference}: the difference, taken seed by seed.")
-    if by_arm((r for r in records if r["arm"] in arms), "shuffled"):
-        out.append("shuffled: the same model, each task given another task's instruction.")
+    if any(r["shuffled"] is not None for r in records):
+        out.append("shuffled: the same model, each task given another task's instruction, or each text another text's.")
     out.append("baseline: the better of the majority answer and the copied input, chosen per task.")
     return "\n".join(out) + "\n"
 
@@ -91,18 +91,18 @@ def _summary(records: Sequence[Record], arms: Sequence[str], reference: str | No
     return columns([*lines, [*last, "", "", ""]])
 
 
-def _cell(cells: Mapping[tuple[str, str], Mapping[int, float]], arm: str, group: str) -> str:
-    return spread(list(cells[arm, group].values())) if (arm, group) in cells else "-"
+def _cell(cells: Mapping[tuple[str, str], Mapping[int, float]], arm: str, group: str, digits: int = 1) -> str:
+    return spread(list(cells[arm, group].values()), digits) if (arm, group) in cells else "-"
 
 
 def _stages(records: Sequence[Record], stages: Sequence[str]) -> list[str]:
-    scores, losses = by_arm(records), by_arm(records, "loss")
-    lines = [["stage", "tested on", "score", "nats/token", "steps", "minutes"]]
+    measured = {key: by_arm(records, key) for key in ("score", "loss", "shuffled_loss")}
+    lines = [["stage", "tested on", "score", "nats/token", "shuffled", "steps", "minutes"]]
     for stage in stages:
         mine = [r for r in records if r["arm"] == stage]
         for group in dict.fromkeys(r["group"] for r in mine):
             took = np.mean(list({r["seed"]: r["minutes"] for r in mine}.values()))
-            cells = [_cell(scores, stage, group), spread(list(losses[stage, group].values()), 3)]
+            cells = [_cell(cells, stage, group, 1 if key == "score" else 3) for key, cells in measured.items()]
             lines.append([stage, group.replace("_", " "), *cells, f"{mine[0]['steps']:,}", f"{took:.1f}"])
     return columns(lines)
 
