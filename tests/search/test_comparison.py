@@ -81,7 +81,7 @@ def other_groups(made):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stages": {"pretrainin": BASE}}, "stage that arm 'pretrained' starts from 'pretraining'. Did you mean 'pretrainin'"),
+        ({"stages": {"pretrainin": BASE}}, "'pretrained' starts from 'pretraining'. Did you mean 'pretrainin'"),
         ({"stages": {"later": ARMS["pretrained"], "pretraining": BASE}}, "stage that stage 'later' starts from"),
         ({"seeds": 0}, "Comparison.seeds is 0"),
         ({"arms": {}}, "Comparison.arms is empty"),
@@ -174,7 +174,8 @@ def test_a_comparison_from_end_to_end(tmp_path, monkeypatch, capsys):
 
     # Two small steps lead from the stage to its arm, and not to the other one.
     start = trained("stages/pretraining")
-    assert 0 < np.abs(trained("arms/pretrained") - start).max() < 0.05 < np.abs(trained("arms/no instruction") - start).max()
+    near, far = (np.abs(trained(f"arms/{arm}") - start).max() for arm in ARMS)
+    assert 0 < near < 0.05 < far
 
     before = (tmp_path / "records.jsonl").read_text()
     lost = [line for line in before.splitlines(True) if json.loads(line)["arm"] != "pretrained"]

@@ -40,8 +40,8 @@ class EvalSet:
       split: which split.
       features: token lengths.
       wordings: `held_out` (wordings that training never used; a task without any is read with its training wordings),
-        `train`, `shuffled` (another task's instruction, or another example's where each brings its own: the negative control)
-        or `none` (no instruction).
+        `train`, `shuffled` (another task's instruction, or another example's where each brings its own: the negative
+        control) or `none` (no instruction).
       max_examples: per task; a deterministic sample by `seed` where a task has more.
       seed: of that sample and of the shuffled instructions.
 

@@ -64,8 +64,8 @@ class TrainStream:
         self._group = 1
         if batching == "grouped" and self._assembler.brings_own:
             raise UserError(
-                f"The rows of a group share an instruction, but every example of task '{self._assembler.brings_own[0]}' brings "
-                f"its own; use padded batches or buckets."
+                f"The rows of a group share an instruction, but every example of task "
+                f"'{self._assembler.brings_own[0]}' brings its own; use padded batches or buckets."
             )
         counts = {t: len(w) for t, w in zip(tasks, wordings, strict=True)}
         drawing = planners.Drawing(rates, sizes, counts, seed)

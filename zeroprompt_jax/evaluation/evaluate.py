@@ -68,9 +68,9 @@ class Evaluation:
 
     Attributes:
       tasks: per group and task a dict: `task`, `type`, `family`, `group`, `metric` (the card's first), `score` by it,
-        `metrics` (all of the card's), `baseline` with its `baseline_kind` (majority or copy), `shuffled` (the control's
-        score, or None), `shuffled_loss`, `examples`, `loss`, `ranked` (whether it was answered by ranking options) and `per_wording`
-        (wording's number to score). Scores are in [0, 1].
+        `metrics` (all of the card's), `baseline` with its `baseline_kind` (majority or copy), `examples`, `loss`,
+        `shuffled` and `shuffled_loss` (the control's score and loss, or None), `ranked` (whether it was answered by
+        ranking options) and `per_wording` (wording's number to score). Scores are in [0, 1].
       losses: group to the mean cross-entropy per target token (nats, EOS included) under teacher forcing.
     """
 

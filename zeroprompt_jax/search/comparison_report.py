@@ -50,9 +50,8 @@ def table(records: Sequence[Record], stages: Iterable[str], arms: Iterable[str],
     for group in _groups(records, arms):
         out += [*_types(records, arms, group), ""]
     seeds = len({r["seed"] for r in records})
-    out.append(
-        f"Points of 100, means over tasks{f' and {seeds} seeds; ± is the standard deviation over these' if seeds > 1 else ''}."
-    )
+    over = f"tasks and {seeds} seeds; ± is the standard deviation over seeds" if seeds > 1 else "tasks; one seed"
+    out.append(f"Points of 100, means over {over}.")
     if reference is not None:
         out.append(f"vs {reference}: the difference, taken seed by seed.")
     if any(r["shuffled"] is not None for r in records):
