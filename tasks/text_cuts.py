@@ -28,7 +28,7 @@ from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.tasks import plain_text
 
 NAME = "text_cuts"
-C4 = "c4/en:3.0.1"
+C4 = "c4/en:3.1.0"
 INSTRUCTION, INPUT, TARGET = range(3)
 # Role of each part, by number of parts.
 LAYOUTS = {
@@ -234,7 +234,7 @@ def _c4_texts(dataset: str, split: str, data_dir: str | None) -> list[str]:
         found = tfds.load(dataset, split=split, data_dir=data_dir, download=False, try_gcs=data_dir is None)
         return [example["text"].decode("utf-8") for example in tfds.as_numpy(found)]
     except Exception as e:  # missing package, missing data and every kind of network raise errors of their own
-        why = str(e).strip().split("\n")[0] or type(e).__name__
+        why = str(e).strip().split("\n")[0].rstrip(".") or type(e).__name__
         raise UserError(
             f"Text cuts: {dataset} cannot be read through TensorFlow Datasets ({why}); give data_dir, or take local text "
             f"with text_cuts.register_text(path='books/*.txt', …)."
