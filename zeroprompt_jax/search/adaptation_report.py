@@ -60,7 +60,8 @@ def columns(lines: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table, the first column to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines)]
     return [
-        "  ".join([f"{line[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(line[1:], widths[1:]))]) for line in lines
+        "  ".join([f"{line[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(line[1:], widths[1:]))]).rstrip()
+        for line in lines
     ]
 
 
