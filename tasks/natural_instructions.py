@@ -14,13 +14,14 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from zeroprompt_jax.data import cards
 from zeroprompt_jax.data.mixture import hash64, name_keys
+from zeroprompt_jax.data.vocabulary import load_vocabulary
 from zeroprompt_jax.errors import UserError
 
 ENVIRONMENT = "ZEROPROMPT_NATURAL_INSTRUCTIONS"
@@ -50,6 +51,9 @@ def register_directory(
     max_test_instances: int = 100,
     held_back: int = 10,
     positive_examples: int = 0,
+    examples_first: bool = False,
+    instruction_limit: int | None = None,
+    vocabulary: str | None = None,
     list_options: bool = False,
     skip_malformed: bool = False,
     seed: int = 0,
@@ -66,15 +70,21 @@ def register_directory(
       max_test_instances: instances per test task.
       held_back: instances of each train task that form its `test` split, at most a tenth; their inputs are never
         trained on.
-      positive_examples: how many of the task's positive examples follow the definition in the instruction.
+      positive_examples: how many of the task's positive examples are in the instruction. They follow the definition, and
+        the last words ask for the input: the instruction of Tk-Instruct.
+      examples_first: put each before what there is instead, so that an instruction to be read apart from the input runs
+        'Positive example 2 - … Positive example 1 - … Definition: …' (as HINT's hypernetwork is given it).
+      instruction_limit: leave out a positive example with which the instruction would have more tokens, EOS included.
+      vocabulary: in whose tokens that is, as `load_vocabulary` takes it.
       list_options: give tasks with at most 12 different outputs these as answer options, for ranked scoring. The
         published protocol generates freely instead.
       skip_malformed: leave out task files that are missing or cannot be read, and say which, instead of stopping.
       seed: of the choice of instances.
 
     Raises:
-      UserError: no such layout, a task file that is missing, cut short or malformed.
+      UserError: no such layout, a task file that is missing, cut short or malformed; a limit without a vocabulary.
     """
+    fits = _fits(instruction_limit, vocabulary)
     root = pathlib.Path(path).expanduser()
     named = {pool: _split_file(root, f"{pool}_tasks") for pool in ("train", "test")}
     excluded = set(_split_file(root, "excluded_tasks", required=False))
@@ -105,7 +115,7 @@ def register_directory(
             domain=task["domain"],
             family=task["family"],
             pool=pool,
-            instructions=(_instruction(task, positive_examples),),
+            instructions=(_instruction(task, positive_examples, examples_first, fits),),
             options=task["labels"] if closed and list_options else (),
             metrics=("rougeL", "exact_match", "macro_f1") if closed else ("rougeL", "exact_match"),
         )
@@ -236,13 +246,32 @@ def _outputs(instance: dict[str, Any]) -> list[str]:
     return [outputs] if isinstance(outputs, str) else outputs
 
 
-def _instruction(task: dict[str, Any], positive_examples: int) -> str:
-    parts = [task["definition"]]
-    for i, (source, target) in enumerate(task["positive"][:positive_examples], 1):
-        parts.append(f"Positive example {i} - Input: {source.strip()} Output: {target.strip()}")
-    if len(parts) > 1:
-        parts.append("Now complete the following example - Input:")
-    return " ".join(parts)
+def _fits(limit: int | None, vocabulary: str | None) -> Callable[[str], bool]:
+    """Whether an instruction has at most so many tokens."""
+    if limit is None:
+        return lambda text: True
+    if vocabulary is None:
+        raise UserError(f"Natural Instructions: instruction_limit={limit} counts tokens; name their vocabulary.")
+    encode = load_vocabulary(vocabulary).encode
+    return lambda text: len(encode(text)) + 1 <= limit
+
+
+def _instruction(task: dict[str, Any], positive_examples: int, examples_first: bool, fits: Callable[[str], bool]) -> str:
+    def written(shown: list[tuple[str, str]]) -> str:
+        examples = [
+            f"Positive example {i} - Input: {source.strip()} Output: {target.strip()}"
+            for i, (source, target) in enumerate(shown, 1)
+        ]
+        if examples_first:
+            return " ".join([*reversed(examples), f"Definition: {task['definition']}"])
+        ask = ["Now complete the following example - Input:"] if examples else []
+        return " ".join([task["definition"], *examples, *ask])
+
+    shown: list[tuple[str, str]] = []
+    for example in task["positive"][:positive_examples]:
+        if fits(written([*shown, example])):
+            shown.append(example)
+    return written(shown)
 
 
 def _held_back(distinct: int, held_back: int) -> int:

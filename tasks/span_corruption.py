@@ -9,10 +9,7 @@ Source: Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Un
 """
 
 import functools
-import glob
-import hashlib
 import os
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,15 +17,15 @@ import numpy as np
 
 from zeroprompt_jax.data import cards
 from zeroprompt_jax.data.mixture import hash64
-from zeroprompt_jax.data.vocabulary import Vocabulary, load_vocabulary
+from zeroprompt_jax.data.vocabulary import load_vocabulary
 from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.tasks import plain_text
 
 NAME = "span_corruption"
 DENSITY = 0.15
 MEAN_SPAN = 3.0
 _HIDDEN, _SHOWN = range(2)  # keep the uses of one seed apart
 _AT_ONCE = 4096
-_LINES = 4096
 
 
 def register_text(
@@ -47,7 +44,7 @@ def register_text(
     that they come from the end of the last file.
 
     Args:
-      path: a UTF-8 file, or a pattern such as 'books/*.txt'.
+      path: a UTF-8 file, which may be packed as .xz, or a pattern such as 'books/*.txt'.
       vocabulary: as `load_vocabulary` takes it, and the same as the experiment's; it needs extra ids.
       inputs: tokens of every input, EOS included; `lengths` says how long targets are.
       chunks: most training chunks, spread over the text; None is all.
@@ -60,16 +57,12 @@ def register_text(
         without enough extra ids.
     """
     lengths(inputs)
-    files = tuple(sorted(glob.glob(os.path.expanduser(str(path)))))
-    if not files:
-        raise UserError(f"Span corruption: there is no text file '{path}'; give the path of plain text, or a pattern.")
-    digest = hashlib.blake2b(digest_size=12)
-    for file in files:
-        digest.update(_read(file))
+    files = plain_text.find(path)
+    digest = plain_text.digest(files)
     settings = (vocabulary, inputs, chunks, test_chunks, seed)
     source = cards.Source(
-        functools.partial(_examples, files, digest.hexdigest(), *settings),
-        fingerprint=f"span corruption 1 {digest.hexdigest()} {settings!r}",
+        functools.partial(_examples, files, digest, *settings),
+        fingerprint=f"span corruption 1 {digest} {settings!r}",
     )
     cards.register(cards.TaskCard(name=name, type=NAME, instructions=("",), domain="text"), source, replace=True)
 
@@ -135,27 +128,6 @@ def _divided(items: int, parts: int, random_CI: np.ndarray) -> np.ndarray:
     return np.diff(edges, axis=1)
 
 
-def _read(file: str) -> bytes:
-    try:
-        return pathlib.Path(file).read_bytes()
-    except OSError as e:
-        raise UserError(f"Span corruption: the text file {file} cannot be read ({e.strerror}).") from None
-
-
-@functools.lru_cache(maxsize=1)  # caching asks for one split after the other
-def _tokens(files: tuple[str, ...], digest: str, vocabulary: Vocabulary) -> np.ndarray:
-    """All tokens of the files, [N] int32."""
-    del digest  # tells changed files apart
-    parts = []
-    for file in files:
-        try:
-            lines = _read(file).decode("utf-8").split("\n")
-        except UnicodeDecodeError:
-            raise UserError(f"Span corruption: the text file {file} is not UTF-8.") from None
-        parts += [vocabulary.encode_ragged(lines[at : at + _LINES])[0] for at in range(0, len(lines), _LINES)]
-    return np.concatenate(parts)
-
-
 def _examples(
     files: tuple[str, ...],
     digest: str,
@@ -174,20 +146,10 @@ def _examples(
             f"Span corruption needs {spans} extra ids, but the vocabulary '{spec}' has {vocabulary.extra_ids}; write "
             f"'{spec}:100' for T5's hundred."
         )
-    tokens = _tokens(files, digest, vocabulary)
-    have = len(tokens) // L - test_chunks
-    if have < 1:
-        raise UserError(
-            f"Span corruption: {', '.join(files)} have {len(tokens) // L:,} chunks of {L} tokens, too few for "
-            f"{test_chunks:,} to test on and any to train on."
-        )
-    numbers = np.arange(have, have + test_chunks)
-    if split == "train":
-        count = min(have, chunks or have)
-        numbers = np.arange(count) * have // count
+    numbers, chunks_CL = plain_text.chunks(files, digest, vocabulary, L, split, chunks, test_chunks)
     for at in range(0, len(numbers), _AT_ONCE):
         numbers_C = numbers[at : at + _AT_ONCE]
-        sides = corrupt(tokens[numbers_C[:, None] * L + np.arange(L)], numbers_C, vocabulary.size, seed)
+        sides = corrupt(chunks_CL[numbers_C], numbers_C, vocabulary.size, seed)
         for given, wanted in zip(*sides):
             # The text leaves the sentinels out, as `decode` does with an answer.
             texts = {"input": vocabulary.decode(given), "target": vocabulary.decode(wanted)}

@@ -59,9 +59,12 @@ CONFIGURABLES = {
     "initialisers.FromRun": "zeroprompt_jax.methods.initialisers:FromRun",
     "Distillation": "zeroprompt_jax.methods.distillation:Distillation",
     "AdaptationStudy": "zeroprompt_jax.search.adaptation:AdaptationStudy",
+    "Comparison": "zeroprompt_jax.search.comparison:Comparison",
     "Arm": "zeroprompt_jax.search.adaptation:Arm",
     "natural_instructions.register_directory": "zeroprompt_jax.tasks.natural_instructions:register_directory",
     "span_corruption.register_text": "zeroprompt_jax.tasks.span_corruption:register_text",
+    "text_cuts.register_text": "zeroprompt_jax.tasks.text_cuts:register_text",
+    "text_cuts.register_c4": "zeroprompt_jax.tasks.text_cuts:register_c4",
     "backbone.register": "zeroprompt_jax.tasks.backbone:register",
 }
 

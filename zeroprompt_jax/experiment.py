@@ -429,6 +429,8 @@ def infer_run(
         if split not in source.splits:
             raise unknown(f"split of task '{task}'", split, source.splits)
         rendered = [cards.render(card, example) for example in source.examples(split)]
+        if any(r.instruction for r in rendered):
+            raise UserError(f"The examples of task '{task}' bring their own instructions, which only evaluation reads.")
         rows = [{"task": task, "input": r.input, "references": r.references} for r in rendered]
         rows = [{**row, "options": r.options} if r.options else row for row, r in zip(rows, rendered)]
     for name in dict.fromkeys(row.get("task", task) for row in rows):

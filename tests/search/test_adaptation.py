@@ -17,7 +17,7 @@ from zeroprompt_jax.methods.initialisers import FromRun, Uniform
 from zeroprompt_jax.methods.mpt import MPT
 from zeroprompt_jax.methods.prompt import Prompt
 from zeroprompt_jax.models.t5 import T5Config
-from zeroprompt_jax.search import adaptation, adaptation_report
+from zeroprompt_jax.search import adaptation, adaptation_report, records
 from zeroprompt_jax.search.adaptation import AdaptationStudy, Arm
 from zeroprompt_jax.training import checkpoint
 from zeroprompt_jax.training.loop import Train
@@ -117,7 +117,7 @@ def test_a_study_from_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(jax.config.values, "jax_disable_most_optimizations", True)
     asked = study(tmp_path)
     table = adaptation.run(asked)
-    found = adaptation.records(tmp_path)
+    found = records.read(tmp_path)
     assert {(r["arm"], r["shots"], r["task"]) for r in found} == {
         *((stage, None, f"sources_{i}") for stage in STAGES for i in range(2)),
         *((arm, k, f"targets_{i}") for arm in ARMS for k in (2, 4) for i in range(2)),

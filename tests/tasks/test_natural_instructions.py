@@ -6,6 +6,7 @@ import tarfile
 import pytest
 
 from zeroprompt_jax.data import cache, cards
+from zeroprompt_jax.data.batches import EvalSet, Features
 from zeroprompt_jax.data.vocabulary import load_vocabulary
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.evaluation.metrics import METRICS
@@ -119,6 +120,69 @@ def test_positive_examples_and_options_on_request(directory):
     assert cards.card("task002_free").options == ()
     ni.register(directory)
     assert cards.card("task001_yesno").options == ()
+
+
+HINT_TEXT = (
+    "Positive example 2 - Input: second Output: two Positive example 1 - Input: good in Output: good out "
+    "Definition: Answer the question."
+)
+TK_TEXT = (
+    "Answer the question. Positive example 1 - Input: good in Output: good out Positive example 2 - Input: second "
+    "Output: two Now complete the following example - Input:"
+)
+
+
+def test_instructions_read_apart_and_in_the_input(directory):
+    """The texts of HINT's hypernetwork (with examples and without) and of Tk-Instruct, word by word."""
+    for options, text in (
+        ({}, "Answer the question."),
+        ({"examples_first": True}, "Definition: Answer the question."),
+        ({"positive_examples": 2, "examples_first": True}, HINT_TEXT),
+        ({"positive_examples": 5}, TK_TEXT),  # there are no more
+    ):
+        ni.register(directory, **options)
+        assert cards.card("task001_yesno").instructions == (text,)
+
+
+def test_an_example_that_makes_the_instruction_too_long_is_left_out(directory):
+    path = directory / "tasks" / "task001_yesno.json"
+    task = json.loads(path.read_text())
+    task["Positive Examples"][0]["input"] = "long " * 100
+    path.write_text(json.dumps(task))
+    ni._read.cache_clear()
+
+    def instruction(limit, **options):
+        options |= {"positive_examples": 2, "examples_first": True, "vocabulary": "bytes"}
+        ni.register(directory, instruction_limit=limit, **options)
+        return cards.card("task001_yesno").instructions[0]
+
+    left = "Positive example 1 - Input: second Output: two Definition: Answer the question."
+    assert instruction(len(left) + 1) == instruction(500) == left  # EOS included; the long one is skipped, not the rest
+    assert instruction(len(left)) == instruction(1) == "Definition: Answer the question."
+    assert "Positive example 2 - Input: second" in instruction(1024)
+    with pytest.raises(UserError, match="instruction_limit=9 counts tokens; name their vocabulary"):
+        ni.register(directory, instruction_limit=9)
+
+
+@pytest.mark.parametrize("setting", ["hint", "tk_instruct", "no_instruction"])
+def test_who_reads_the_instruction(directory, tmp_path, setting):
+    """The hypernetwork alone, the encoder alone, or nobody: one task, three features."""
+    ni.register(directory, positive_examples=2, examples_first=setting == "hint")
+    vocabulary = load_vocabulary("bytes")
+    store = cache.build(tmp_path / "store", ["task001_yesno"], vocabulary, progress=False)
+    features = {
+        "hint": Features(200, 8, 160, instruct_inputs=False),
+        "tk_instruct": Features(200, 8),
+        "no_instruction": Features(200, 8, instruct_inputs=False),
+    }[setting]
+    [batch] = EvalSet(store, ["task001_yesno"], "test", features).batches(6)
+    text = lambda row: vocabulary.decode([i for i in row.tolist() if i not in (0, vocabulary.eos_id)])
+    instance = examples("task001_yesno", "test")[0]["input"]
+    read = text(batch["encoder_input_tokens"][0])
+    assert read == (f"{TK_TEXT} {instance}" if setting == "tk_instruct" else instance)
+    assert ("instruction_tokens" in batch) == (setting == "hint")
+    if setting == "hint":
+        assert {text(row) for row in batch["instruction_tokens"]} == {HINT_TEXT}
 
 
 def test_it_caches(directory, tmp_path):

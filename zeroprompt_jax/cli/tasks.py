@@ -140,7 +140,8 @@ def show(name: str, count: int) -> Iterable[str]:
         rendered = cards.render(card, example)
         yield ""
         yield f"{source.splits[0]} example {i}"
-        yield from _wrapped("  input   ", f"{card.instructions[i % len(card.instructions)]} {rendered.input}")
+        read = (card.instructions[i % len(card.instructions)], rendered.instruction, rendered.input)
+        yield from _wrapped("  input   ", " ".join(part for part in read if part))
         yield from _wrapped("  target  ", rendered.target)
         if rendered.references != (rendered.target,):
             yield from _wrapped("  also    ", " | ".join(r for r in rendered.references if r != rendered.target))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from zeroprompt_jax.data.shards import ragged_positions
-from zeroprompt_jax.data.store import Store
+from zeroprompt_jax.data.store import OWN, Store
 from zeroprompt_jax.data.vocabulary import EOS_ID, Vocabulary
 from zeroprompt_jax.errors import UserError
 
@@ -96,12 +96,17 @@ class Assembler:
         self.ids_N = np.array([store.task_id(t) for t in tasks], np.int64)
         self.separator = store.separator
         self.wordings = _Wordings(wordings, features.instruction_limit)
+        self._own_N = np.array([store.brings_own(t) for t in tasks], bool)
+        self.brings_own = tuple(t for t, own in zip(tasks, self._own_N) if own)
         self._check(tasks)
 
     def _check(self, tasks: Sequence[str]) -> None:
         f = self.features
         cut = " Give a larger length" + ("." if f.instruction_limit else ", or an instruction_limit to cut instructions.")
         longest_N = self.wordings.longest()
+        for i in np.flatnonzero(self._own_N):
+            own = self.store.lengths(tasks[i], self.split, OWN).max(initial=0)
+            longest_N[i] = own if f.instruction_limit is None else min(own, f.instruction_limit)
         room_N = f.inputs - 1 - len(self.separator) - longest_N
         for i in np.flatnonzero(room_N < _LEAST_INPUT) if f.instruct_inputs else ():
             # Short inputs need less room than we ask for in general.
@@ -123,7 +128,11 @@ class Assembler:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Tokens ([E], [E] int64) of each example's encoder input and target, EOS included, as `batch` writes them."""
         ids_E, f = self.ids_N[slots_E], self.features
-        _, start_E = self._starts(self.wordings.lengths(slots_E, wording_E))
+        instruction_E = self.wordings.lengths(slots_E, wording_E)
+        if self.brings_own:
+            own_E = self.store.gather_lengths(ids_E, self.split, example_E, OWN)
+            instruction_E += own_E if f.instruction_limit is None else np.minimum(own_E, f.instruction_limit)
+        _, start_E = self._starts(instruction_E)
         inputs_E = self.store.gather_lengths(ids_E, self.split, example_E, "inputs")
         inputs_E = np.minimum(inputs_E, self._room(start_E, limit))
         separated_E = (start_E > 0) * len(self.separator)
@@ -136,6 +145,26 @@ class Assembler:
         if not self.features.instruct_inputs:
             instruction_E = np.zeros_like(instruction_E)
         return instruction_E, instruction_E + (instruction_E > 0) * len(self.separator)
+
+    def _instructions(
+        self, slots_E: np.ndarray, example_E: np.ndarray, wording_E: np.ndarray, donors_E: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(flat ids, lengths [E]) of the instructions: donors' wordings, or what an example brings itself."""
+        flat, lengths_E = self.wordings.take(slots_E if donors_E is None else donors_E, wording_E)
+        if not self.brings_own:
+            return flat, lengths_E
+        ids_E = self.ids_N[slots_E]
+        if donors_E is not None:  # what another task's examples bring would not be for this one: the next example's
+            sizes_N = np.array([self.store.size(self.store.tasks[i], self.split) for i in self.ids_N], np.int64)
+            example_E = (example_E + 1) % sizes_N[slots_E]
+        own, own_E = self.store.gather(ids_E, self.split, example_E, OWN, self.features.instruction_limit)
+        kept_E = np.where(self._own_N[slots_E], 0, lengths_E)
+        shared = flat[ragged_positions(np.cumsum(lengths_E) - lengths_E, kept_E)]
+        made_E = kept_E + own_E  # one of the two is zero
+        made, starts_E = np.zeros(made_E.sum(), np.int32), np.cumsum(made_E) - made_E
+        _fill(made, starts_E, shared, kept_E)
+        _fill(made, starts_E, own, own_E)
+        return made, made_E
 
     def _room(self, start_E: np.ndarray, limit: int | None) -> np.ndarray:
         """Most tokens [E] of the input that are kept."""
@@ -160,7 +189,7 @@ class Assembler:
           slots_E: numbers of the tasks.
           example_E: numbers of the examples within their tasks.
           wording_E: numbers of the instructions, or None for none.
-          donors_E: the tasks whose instructions are read instead.
+          donors_E: the tasks whose instructions are read instead; of an example that brings its own, the next one's.
           width: T, where it is not `features.inputs`; all examples must fit.
           group: rows that share an instruction, which `instruction_tokens` then has once, [E / group, U].
           packing: where in the rows each example goes; one example a row when None.
@@ -173,7 +202,7 @@ class Assembler:
         if wording_E is None:
             flat, lengths_E = np.zeros(0, np.int32), np.zeros(E, np.int64)
         else:
-            flat, lengths_E = self.wordings.take(slots_E if donors_E is None else donors_E, wording_E)
+            flat, lengths_E = self._instructions(slots_E, example_E, wording_E, donors_E)
         if f.instructions and group > 1:
             first_U = np.cumsum(lengths_E)[::group] - lengths_E[::group]
             shared_U = lengths_E[::group]

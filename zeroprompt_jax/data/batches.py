@@ -40,7 +40,8 @@ class EvalSet:
       split: which split.
       features: token lengths.
       wordings: `held_out` (wordings that training never used; a task without any is read with its training wordings),
-        `train`, `shuffled` (another task's instruction: the negative control) or `none` (no instruction).
+        `train`, `shuffled` (another task's instruction, or another example's where each brings its own: the negative
+        control) or `none` (no instruction).
       max_examples: per task; a deterministic sample by `seed` where a task has more.
       seed: of that sample and of the shuffled instructions.
 
@@ -82,7 +83,8 @@ class EvalSet:
         self._slot_N, self._example_N = np.concatenate(slots), np.concatenate(examples)
         self._donor_N, self.donors = self._slot_N, {}
         if wordings == "shuffled":
-            donor_of = _derange(texts, seed)
+            alone = len(self.tasks) == 1 and self._assembler.brings_own
+            donor_of = np.zeros(1, np.int64) if alone else _derange(texts, seed)
             self._donor_N = donor_of[self._slot_N]
             self.donors = {t: self.tasks[d] for t, d in zip(self.tasks, donor_of, strict=True)}
         counts_N = self._assembler.wordings.counts_N
@@ -118,7 +120,8 @@ class EvalSet:
             mask_B = row_B < len(self)
             row_B = np.minimum(row_B, len(self) - 1)
             wording_B = None if self._wording_N is None else self._wording_N[row_B]
-            batch = self._assembler.batch(self._slot_N[row_B], self._example_N[row_B], wording_B, self._donor_N[row_B])
+            donor_B = self._donor_N[row_B] if self.donors else None
+            batch = self._assembler.batch(self._slot_N[row_B], self._example_N[row_B], wording_B, donor_B)
             yield {**batch, "row_mask": mask_B}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import tqdm
 
 from zeroprompt_jax.data.shards import checksum, write_durably, write_shard
-from zeroprompt_jax.data.store import FORMAT, INDEX, Store, open_store, read_index
+from zeroprompt_jax.data.store import FORMAT, INDEX, OWN, Store, open_store, read_index
 from zeroprompt_jax.data.tokenise import Recipe, find, fingerprint
 from zeroprompt_jax.data.vocabulary import Vocabulary
 from zeroprompt_jax.data.workers import Job, processors, tokenise_all
@@ -149,7 +149,7 @@ class _Writer:
 
     def _reset(self):
         self._tasks, self._prints, self._bytes = [], {}, 0
-        self._parts = {c: ([], []) for c in ("inputs", "targets", "extra", "instructions")}
+        self._parts = {c: ([], []) for c in ("inputs", "targets", "extra", "instructions", OWN)}
         self._examples = self._instructions = 0
         self._opened = time.monotonic()
 
@@ -167,10 +167,13 @@ class _Writer:
                 "splits": splits,
                 "instructions": [self._instructions, trained, held_out],
                 "notes": tokenised["notes"],
+                **({OWN: True} if OWN in tokenised["columns"] else {}),
             }
         )
         self._instructions += trained + held_out
         self._prints[name] = fingerprint
+        if OWN not in tokenised["columns"]:
+            self._parts[OWN][1].append(np.zeros(sum(tokenised["counts"].values()), np.int64))
         for column, pieces in tokenised["columns"].items():
             for flat, lengths in pieces:
                 flat = flat if column == "extra" else flat.astype(self._dtype)
@@ -185,7 +188,8 @@ class _Writer:
         if not self._tasks:
             return
         file = f"{uuid.uuid4().hex[:12]}.shard"
-        columns = {c: (np.concatenate(flat), np.concatenate(lengths)) for c, (flat, lengths) in self._parts.items()}
+        parts = {c: p for c, p in self._parts.items() if p[0]}  # most shards have no example with its own instruction
+        columns = {c: (np.concatenate(flat), np.concatenate(lengths)) for c, (flat, lengths) in parts.items()}
         self._index["shards"][file] = write_shard(self._directory / file, self._tasks, columns)
         self._index["tasks"] |= dict.fromkeys(self._prints, file)
         self._index["prints"] |= self._prints

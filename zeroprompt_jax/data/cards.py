@@ -19,9 +19,10 @@ class Source:
     """Where a task's examples come from.
 
     Attributes:
-      examples: `examples(split)` yields dicts with the fields the card's templates name. Two keys are special:
-        `references`, a list of acceptable answers (default: the rendered target alone), and `options`, a list of
-        answer options for this example (default: the card's).
+      examples: `examples(split)` yields dicts with the fields the card's templates name. Three keys are special:
+        `references`, a list of acceptable answers (default: the rendered target alone); `options`, a list of
+        answer options for this example (default: the card's); and `instruction`, an instruction of this example's own,
+        for a task whose only wording is empty.
       fingerprint: a string that changes whenever the examples would.
       splits: the splits that `examples` knows.
     """
@@ -117,12 +118,14 @@ def check(card: TaskCard) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Rendered:
-    """One example as text: what follows the instruction, the answer, all acceptable answers, the answer options."""
+    """One example as text: what follows the instruction, the answer, all acceptable answers, the answer options, and the
+    instruction of its own."""
 
     input: str
     target: str
     references: tuple[str, ...]
     options: tuple[str, ...]
+    instruction: str = ""
 
 
 def render(card: TaskCard, example: Mapping[str, Any]) -> Rendered:
@@ -141,7 +144,7 @@ def render(card: TaskCard, example: Mapping[str, Any]) -> Rendered:
     references = tuple(str(r) for r in example.get("references", ())) or (target,)
     if options and target not in options:
         raise UserError(f"Task '{card.name}': the target '{target}' is not among its options {', '.join(options)}.")
-    return Rendered(text, target, references, options)
+    return Rendered(text, target, references, options, str(example.get("instruction", "")))
 
 
 _TASKS: dict[str, tuple[TaskCard, Source]] = {}

@@ -34,6 +34,7 @@ class Data:
       max_train_examples, max_test_examples: per task, the first ones; the latter also of `validation`.
       max_examples_per_label: per task and answer, the first ones; for `train` only. Answers are told apart by their
         text, so of free text it leaves out repeated answers alone.
+      instruct_inputs: whether the encoder's input begins with the instruction; False for methods that read it apart.
       instruction_limit: longer instructions are cut to so many tokens; with None they are an error.
       unknown_targets: error, drop or keep answers with text outside the vocabulary.
       cache_dir: of token ids, shared by runs; None is a folder of its own in MODEL_DIR.
@@ -57,6 +58,7 @@ class Data:
     max_train_examples: int | None = None
     max_test_examples: int | None = None
     max_examples_per_label: int | None = None
+    instruct_inputs: bool = True
     instruction_limit: int | None = None
     unknown_targets: str = "error"
     cache_dir: str | None = None
@@ -72,7 +74,9 @@ class Data:
         for name in ("inputs", "targets"):
             if name not in self.feature_lengths:
                 raise UserError(f"The feature lengths {dict(self.feature_lengths)} lack '{name}'.")
-        return Features(**self.feature_lengths, instruction_limit=self.instruction_limit)
+        return Features(
+            **self.feature_lengths, instruction_limit=self.instruction_limit, instruct_inputs=self.instruct_inputs
+        )
 
     def register(self, more: Sequence[str] = ()) -> None:
         """Imports or calls the task modules, and `more` of them."""

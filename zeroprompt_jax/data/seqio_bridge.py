@@ -43,7 +43,7 @@ def to_seqio(task_name: str, vocabulary: Vocabulary):
     def texts(split: str) -> Iterator[dict[str, str]]:
         for i, example in enumerate(source.examples(split)):
             rendered = cards.render(card, example)
-            parts = (card.instructions[i % len(card.instructions)], rendered.input)
+            parts = (card.instructions[i % len(card.instructions)], rendered.instruction, rendered.input)
             yield {"inputs": " ".join(p for p in parts if p), "targets": rendered.target}
 
     def dataset(split: str, shuffle_files: bool = False, seed: int | None = None):

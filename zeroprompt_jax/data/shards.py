@@ -119,12 +119,16 @@ class Shard:
             self._arrays[name] = data[start : start + a["count"] * dtype.itemsize].view(np.ndarray).view(dtype)
 
     def lengths(self, column: str, rows_N: np.ndarray) -> np.ndarray:
-        """Lengths [N] of the rows of a column."""
+        """Lengths [N] of the rows of a column; of one that the shard lacks, zeros."""
+        if column not in self._arrays:
+            return np.zeros(len(rows_N), np.int64)
         offsets = self._arrays[f"{column}/offsets"]
         return offsets[rows_N + 1] - offsets[rows_N]
 
     def take(self, column: str, rows_N: np.ndarray, lengths_N: np.ndarray) -> np.ndarray:
         """The first `lengths_N` values of each row, concatenated."""
+        if column not in self._arrays:
+            return np.zeros(0, np.int32)
         return self._arrays[column][ragged_positions(self._arrays[f"{column}/offsets"][rows_N], lengths_N)]
 
     def row(self, column: str, row: int) -> np.ndarray:

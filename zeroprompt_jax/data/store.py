@@ -14,6 +14,7 @@ from zeroprompt_jax.errors import UserError, unknown
 
 FORMAT = 1
 INDEX = "index.json"
+OWN = "own_instructions"  # the column of what examples bring themselves; a shard without such examples lacks it
 
 
 def read_index(directory: pathlib.Path) -> dict[str, Any] | None:
@@ -37,7 +38,8 @@ class Store:
     """Token ids of many tasks, memory-mapped. Open one with `open_store`, make one with `cache.build`.
 
     A task's id is its place in `tasks`. Splits hold examples 0 … size - 1, each with the columns `inputs` and
-    `targets`: token ids without EOS, the instruction not among them.
+    `targets`: token ids without EOS, the instruction not among them; and `own_instructions` where the examples bring an
+    instruction each, in place of the task's wordings.
 
     Attributes:
       directory: where it lies.
@@ -90,6 +92,10 @@ class Store:
         """Changes whenever the task's cached examples may."""
         return self._described[self.task_id(name)]["fingerprint"]
 
+    def brings_own(self, name: str) -> bool:
+        """Whether the task's examples bring an instruction each."""
+        return self._described[self.task_id(name)].get(OWN, False)
+
     def size(self, name: str, split: str = "train") -> int:
         """Number of examples; 0 for a split the task does not have."""
         i = self.task_id(name)
@@ -125,7 +131,7 @@ class Store:
         return self._first[split][task_ids_N] + example_ids_N
 
     def gather_lengths(self, task_ids_N: np.ndarray, split: str, example_ids_N: np.ndarray, column: str) -> np.ndarray:
-        """Lengths [N] int64 of the given examples' `inputs` or `targets`."""
+        """Lengths [N] int64 of the given examples' `inputs`, `targets` or `own_instructions`."""
         rows_N = self._rows(task_ids_N, split, example_ids_N)
         lengths_N = np.zeros(len(rows_N), np.int64)
         for shard, here in self._by_shard(task_ids_N):
@@ -146,7 +152,7 @@ class Store:
           task_ids_N: places in `tasks`.
           split: which split.
           example_ids_N: numbers of the examples within their tasks' split.
-          column: `inputs` or `targets`.
+          column: `inputs`, `targets` or `own_instructions`.
           limits_N: read at most so many ids of each.
 
         Returns:
@@ -173,7 +179,7 @@ class Store:
             yield self._shards[i], np.flatnonzero(shard_N == i)
 
     def lengths(self, name: str, split: str, column: str) -> np.ndarray:
-        """Lengths of all of one task's `inputs` or `targets` in a split, in example order."""
+        """Lengths of all of one task's rows of a column in a split, in example order."""
         count = self.size(name, split)
         return (
             self.gather_lengths(np.full(count, self.task_id(name)), split, np.arange(count), column)

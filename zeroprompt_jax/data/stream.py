@@ -62,6 +62,11 @@ class TrainStream:
         self.batching = batching
         self._assembler = Assembler(store, tasks, "train", features, wordings)
         self._group = 1
+        if batching == "grouped" and self._assembler.brings_own:
+            raise UserError(
+                f"The rows of a group share an instruction, but every example of task "
+                f"'{self._assembler.brings_own[0]}' brings its own; use padded batches or buckets."
+            )
         counts = {t: len(w) for t, w in zip(tasks, wordings, strict=True)}
         drawing = planners.Drawing(rates, sizes, counts, seed)
         if batching == "packed":

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from zeroprompt_jax.data import cards
-from zeroprompt_jax.data.store import FORMAT
+from zeroprompt_jax.data.store import FORMAT, OWN
 from zeroprompt_jax.data.vocabulary import UNK_ID, Vocabulary
 from zeroprompt_jax.errors import UserError, unknown
 
@@ -65,13 +65,13 @@ def tokenise(card: cards.TaskCard, source: cards.Source, vocabulary: Vocabulary,
     """All that a store keeps of a task.
 
     Returns:
-      `card` as a dict, `counts` of examples per split, `columns`: name to pieces of (flat values, row lengths),
-      `instruction_counts` (training, held out) and `notes`.
+      `card` as a dict, `counts` of examples per split, `columns`: name to pieces of (flat values, row lengths), with
+      `own_instructions` where examples bring their own, `instruction_counts` (training, held out) and `notes`.
 
     Raises:
       UserError: an example that does not fit the card, an empty target, a target outside the vocabulary, no examples.
     """
-    columns: dict[str, list] = {c: [] for c in ("inputs", "targets", "extra", "instructions")}
+    columns: dict[str, list] = {c: [] for c in ("inputs", "targets", "extra", "instructions", OWN)}
     counts, notes = {}, {"dropped": 0, "unknown_targets": 0, "unknown_inputs": 0}
     for split in recipe.splits:
         if split not in source.splits:
@@ -80,6 +80,7 @@ def tokenise(card: cards.TaskCard, source: cards.Source, vocabulary: Vocabulary,
         examples, rendered = [e for e, _ in kept], [r for _, r in kept]
         inputs = _ids(vocabulary, [r.input for r in rendered], [e.get("input_ids") for e in examples])
         targets = _ids(vocabulary, [r.target for r in rendered], [e.get("target_ids") for e in examples])
+        own = _ids(vocabulary, [r.instruction for r in rendered], [e.get("instruction_ids") for e in examples])
         _check_targets(card, vocabulary, rendered, targets[1])
         bad = _rows_with_unknown(targets)
         notes["unknown_targets"] += int(bad.sum())
@@ -92,18 +93,23 @@ def tokenise(card: cards.TaskCard, source: cards.Source, vocabulary: Vocabulary,
                 f"{text[:80]!r}; use a vocabulary that has it, or unknown_targets='drop' or 'keep'."
             )
         if recipe.unknown_targets == "drop" and split == "train":
-            inputs, targets = _select(inputs, ~bad), _select(targets, ~bad)
+            inputs, targets, own = _select(inputs, ~bad), _select(targets, ~bad), _select(own, ~bad)
             rendered = [r for r, b in zip(rendered, bad, strict=True) if not b]
             notes["dropped"] += int(bad.sum())
         counts[split] = len(rendered)
         columns["inputs"].append(inputs)
         columns["targets"].append(targets)
+        columns[OWN].append(own)
         columns["extra"].append(_extras([] if split == "train" else rendered, len(rendered)))
     if not sum(counts.values()):
         why = f" ({notes['dropped']} were dropped for text outside the vocabulary)" if notes["dropped"] else ""
         raise UserError(f"Task '{card.name}': it has no examples in {' or '.join(recipe.splits)}{why}.")
     wordings = [*card.instructions, *card.held_out_instructions]
     columns["instructions"].append(vocabulary.encode_ragged(wordings))
+    if not any(len(flat) for flat, _ in columns[OWN]):
+        del columns[OWN]
+    elif any(wordings):
+        raise UserError(f"Task '{card.name}': its examples bring their own instructions, so its one wording must be empty.")
     return {
         "card": dataclasses.asdict(card),
         "counts": counts,

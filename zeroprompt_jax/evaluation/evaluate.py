@@ -37,7 +37,7 @@ class Evaluate:
       rank_options: a task whose examples list answer options is answered by the most likely option (rank
         classification, as in T0 and ZeroPrompt); False generates its answers too.
       length_normalised: rank by log-likelihood per token and not by its sum.
-      control: also run with each task given another task's instruction, a negative control.
+      control: also run with each task given another task's instruction, a negative control; not where there is none.
       wordings: `held_out` (wordings that training never used, where a task has any), `train` or `none`.
       seed: of the sample, the control and sampled answers.
     """
@@ -68,9 +68,9 @@ class Evaluation:
 
     Attributes:
       tasks: per group and task a dict: `task`, `type`, `family`, `group`, `metric` (the card's first), `score` by it,
-        `metrics` (all of the card's), `baseline` with its `baseline_kind` (majority or copy), `shuffled` (the control's
-        score, or None), `examples`, `loss`, `ranked` (whether it was answered by ranking options) and `per_wording`
-        (wording's number to score). Scores are in [0, 1].
+        `metrics` (all of the card's), `baseline` with its `baseline_kind` (majority or copy), `examples`, `loss`,
+        `shuffled` and `shuffled_loss` (the control's score and loss, or None), `ranked` (whether it was answered by
+        ranking options) and `per_wording` (wording's number to score). Scores are in [0, 1].
       losses: group to the mean cross-entropy per target token (nats, EOS included) under teacher forcing.
     """
 
@@ -166,7 +166,9 @@ def evaluate(
         if name not in metrics.METRICS:
             raise unknown("metric", name, metrics.METRICS)
     kinds = [settings.wordings]
-    if settings.control and len(tasks) > 1 and settings.wordings != "shuffled":
+    instructed = features.instruct_inputs or features.instructions
+    others = len(tasks) > 1 or store.brings_own(tasks[0])
+    if settings.control and instructed and others and settings.wordings != "shuffled":
         kinds.append("shuffled")
     cut = {"max_examples": settings.max_examples_per_task, "seed": settings.seed}
     sets = [EvalSet(store, tasks, split, features, wordings=kind, **cut) for kind in kinds]
@@ -206,6 +208,7 @@ def evaluate(
             "shuffled": None if control is None else _score(first, [control.texts[i] for i in rows], mine)[first[0]],
             "examples": len(rows),
             "loss": _mean_loss(main, rows),
+            "shuffled_loss": None if control is None else _mean_loss(control, rows),
             "ranked": bool(main.ranked[rows[0]]),
             "per_wording": {
                 w: _score(first, [answers[p] for p in places], [mine[p] for p in places])[first[0]]

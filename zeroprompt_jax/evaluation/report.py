@@ -190,7 +190,7 @@ def picture(path: Path, rows: Sequence[Row], *, title: str, metric: str = "score
     place = {"loc": "upper left", "bbox_to_anchor": (0.01, 1 - (head - 0.26) / height)}
     keys = _keys(any(row.shuffled is not None for row in rows))
     figure.legend(handles=keys, **place, ncols=3, frameon=False, fontsize=8.5, borderaxespad=0)
-    _replace(path, lambda partial: figure.savefig(partial, format="png"))
+    replace(path, lambda partial: figure.savefig(partial, format="png"))
 
 
 def _label(row: Row) -> str:
@@ -264,16 +264,17 @@ def write(
       facts: further entries of results.json, such as `seeds`, `minutes` and `train_tasks`.
     """
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
     text = table(rows, metric=metric, notes=notes)
     data = json.dumps(results(rows, metric=metric, **facts), indent=2) + "\n"
-    _replace(folder / "table.txt", lambda partial: partial.write_text(text, encoding="utf-8"))
-    _replace(folder / "results.json", lambda partial: partial.write_text(data, encoding="utf-8"))
+    replace(folder / "table.txt", lambda partial: partial.write_text(text, encoding="utf-8"))
+    replace(folder / "results.json", lambda partial: partial.write_text(data, encoding="utf-8"))
     picture(folder / "results.png", rows, title=title, metric=metric)
     return text
 
 
-def _replace(path: Path, write_to: Callable[[Path], Any]) -> None:
+def replace(path: Path, write_to: Callable[[Path], Any]) -> None:
+    """Has `write_to` write a file beside `path`, then moves it there, so that `path` is whole at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write_to(partial)

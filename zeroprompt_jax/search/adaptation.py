@@ -5,31 +5,18 @@ methods say, `stage:NAME` standing for the run of that stage with the same seed.
 drawn examples, the initialisation. All targets and numbers of examples of an arm train side by side as slices of one bank.
 """
 
-import contextlib
 import dataclasses
-import io
-import json
-import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from zeroprompt_jax import experiment as experiments
 from zeroprompt_jax.data import seqio_bridge
-from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.experiment import Experiment
 from zeroprompt_jax.methods.bank import Bank
 from zeroprompt_jax.methods.base import Method
 from zeroprompt_jax.methods.full import Full
-from zeroprompt_jax.search import adaptation_report
-from zeroprompt_jax.training import checkpoint
+from zeroprompt_jax.search import adaptation_report, records
+from zeroprompt_jax.search.records import Record, Run
 from zeroprompt_jax.training.optimizer import Optimizer
-
-_STAGE = "stage:"
-Record = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,61 +53,37 @@ class AdaptationStudy:
     seeds: int = 3
 
     def __post_init__(self):
-        for kind, arms in (("stage", self.stages), ("arm", self.arms)):
-            known: list[str] = []
-            for name, arm in arms.items():
-                for stage in _stages_of(arm.method):
-                    if stage not in (known if kind == "stage" else self.stages):
-                        raise unknown(f"stage that {kind} '{name}' starts from", stage, known or self.stages)
-                known.append(name)
-        if self.seeds < 1:
-            raise UserError(f"AdaptationStudy.seeds is {self.seeds}; it must be at least 1.")
+        records.check_stages(self.stages, self.arms, self.seeds, "AdaptationStudy")
 
 
 def run(study: AdaptationStudy, title: str = "") -> str:
-    """Runs what is not yet recorded in MODEL_DIR/records.jsonl, and reports after every seed. Returns the table."""
+    """Runs what is not yet recorded in MODEL_DIR/records.jsonl, and reports after every seed. Returns the table.
+
+    A record is of a seed, arm and task, with `score`, `baseline`, `shots`, `trained` values per task, `steps` and `minutes`.
+    """
     root = Path(study.base.train.model_dir)
     study.base.data.register()
     for seed in range(study.seeds):
-        done = {(r["arm"], r["run"]) for r in records(root) if r["seed"] == seed}
-        runs = [*_runs(study, seed)]
-        for place, (name, label, made) in enumerate(runs):
-            if (name, label) in done:
-                continue
-            print(f"Seed {seed}, {place + 1} of {len(runs)}: {name}, {label}.", file=sys.stderr)
-            _record(root, [{"seed": seed, "arm": name, "run": label, **found} for found in _result(made)])
-        table = adaptation_report.write(root, records(root), study.stages, study.arms, title)
+        records.complete(root, seed, list(_runs(study, seed)), _result)
+        table = adaptation_report.write(root, records.read(root), study.stages, study.arms, title)
     print(table, end="")
     return table
 
 
-def records(root: Path) -> list[Record]:
-    """What has been measured: a record per seed, arm and task, with `score`, `baseline`, `shots`, `trained` values per
-    task, `steps` and `minutes`."""
-    path = root / "records.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def _record(root: Path, found: Sequence[Record]) -> None:
-    """Adds a run's records, all or none."""
-    partial = root / f".records.{os.getpid()}.tmp"
-    partial.write_text("".join(json.dumps(r) + "\n" for r in [*records(root), *found]), encoding="utf-8")
-    os.replace(partial, root / "records.jsonl")
-
-
-def _runs(study: AdaptationStudy, seed: int) -> Iterator[tuple[str, str, Experiment]]:
-    """(stage or arm, label of the run, its experiment), in order."""
+def _runs(study: AdaptationStudy, seed: int) -> Iterator[Run]:
+    """The runs of a seed in order, labelled by what they train on."""
     for name, stage in study.stages.items():
-        yield name, study.sources, _experiment(study, stage, study.sources, seed, f"stages/{name}")
+        yield Run(name, study.sources, _experiment(study, stage, study.sources, seed, f"stages/{name}"))
     shots = ",".join(map(str, study.shots))
     mixture = f"{study.targets}@{shots}.{seed}"
     for name, arm in study.arms.items():
         if isinstance(arm.method, Bank):
-            yield name, mixture, _experiment(study, arm, mixture, seed, f"arms/{name}")
+            yield Run(name, mixture, _experiment(study, arm, mixture, seed, f"arms/{name}"))
             continue
         # What is no bank trains one task at a time.
         for task in seqio_bridge.find_mixture(mixture):
-            yield name, task, _experiment(study, arm, task, seed, f"arms/{name}/{task.replace('/', '_')}")
+            folder = f"arms/{name}/{task.replace('/', '_')}"
+            yield Run(name, task, _experiment(study, arm, task, seed, folder))
 
 
 def _experiment(study: AdaptationStudy, arm: Arm, mixture: str, seed: int, folder: str) -> Experiment:
@@ -143,41 +106,16 @@ def _experiment(study: AdaptationStudy, arm: Arm, mixture: str, seed: int, folde
         seed=seed,
         save_every=None,
     )
-    method = _resolve(arm.method, root / f"seed{seed}" / "stages")
+    method = records.resolve(arm.method, root / f"seed{seed}" / "stages")
     return dataclasses.replace(base, data=data, train=train, method=method, optimizer=arm.optimizer)
 
 
-def _stages_of(value: Any) -> Iterator[str]:
-    """The stages that a method starts from, in its own fields or those of its parts."""
-    if isinstance(value, str) and value.startswith(_STAGE):
-        yield value.removeprefix(_STAGE)
-    elif dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            yield from _stages_of(getattr(value, field.name))
-
-
-def _resolve(value: Any, stages: Path) -> Any:
-    """Replaces `stage:NAME` by the folder of that stage's run."""
-    if isinstance(value, str) and value.startswith(_STAGE):
-        return str(stages / value.removeprefix(_STAGE))
-    if dataclasses.is_dataclass(value):
-        new = {f.name: _resolve(getattr(value, f.name), stages) for f in dataclasses.fields(value)}
-        return dataclasses.replace(value, **new)
-    return value
-
-
 def _result(made: Experiment) -> list[Record]:
-    with contextlib.redirect_stdout(io.StringIO()):  # a table for each of a hundred runs would bury ours
-        found = experiments.train(made) or experiments.evaluate_run(made)
-    where = checkpoint.find(made.train.model_dir)
-    tasks = len(made.data.training()) if made.method.per_task else 1
-    trained = sum(int(np.prod(shape)) for shape in checkpoint.saved_shapes(where).values()) / tasks
-    minutes = json.loads((Path(made.train.model_dir) / "results.json").read_text(encoding="utf-8"))["minutes"]
+    found, facts = records.result(made)
     out = []
     for result in found.tasks:
         task, _, few = result["task"].rpartition("@")
         shots = int(few.split(".")[0]) if task else None
         keep = {key: result[key] for key in ("type", "score", "baseline", "examples")}
-        facts = {"trained": trained, "steps": made.train.steps, "minutes": minutes}
         out.append({"task": task or few, "shots": shots, **keep, **facts})
     return out

@@ -1,12 +1,13 @@
 """The adaptation study's table and picture."""
 
 import collections
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from zeroprompt_jax.evaluation import report
 
 Record = Mapping[str, Any]
 Cells = dict[tuple[str, int | None], list[float]]
@@ -20,9 +21,10 @@ def by_arm(records: Iterable[Record], key: str = "score") -> Cells:
     return {place: [float(np.mean(v)) for _, v in sorted(seeds.items())] for place, seeds in cells.items()}
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], digits: int = 1, signed: bool = False) -> str:
     """Mean ± standard deviation over seeds; of one seed the value alone."""
-    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+    mean = f"{np.mean(values):{'+' if signed else ''}.{digits}f}"
+    return mean + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
 
 
 def table(records: Sequence[Record], stages: Iterable[str], arms: Iterable[str]) -> str:
@@ -33,15 +35,15 @@ def table(records: Sequence[Record], stages: Iterable[str], arms: Iterable[str])
     shots = sorted({k for _, k in cells if k is not None})
     trained = {r["arm"]: r["trained"] for r in records}
     head = ["target tasks", "trained/task", *(f"{k} examples" for k in shots)]
-    lines = [[a, f"{trained[a]:,.0f}", *(_spread(cells[a, k]) if (a, k) in cells else "-" for k in shots)] for a in arms]
+    lines = [[a, f"{trained[a]:,.0f}", *(spread(cells[a, k]) if (a, k) in cells else "-" for k in shots)] for a in arms]
     if arms:
         lines.append(["baseline", "0", *(f"{np.mean(baselines[arms[0], k]):.1f}" for k in shots)])
-    out = _columns([head, *lines]) if arms else []
+    out = columns([head, *lines]) if arms else []
     if stages:
         own = [["source tasks", "trained/task", "all examples"]]
-        own += [[s, f"{trained[s]:,.0f}", _spread(cells[s, None])] for s in stages]
+        own += [[s, f"{trained[s]:,.0f}", spread(cells[s, None])] for s in stages]
         own += [["baseline", "0", f"{np.mean(baselines[stages[0], None]):.1f}"]]
-        out += ["", *_columns(own)] if out else _columns(own)
+        out += ["", *columns(own)] if out else columns(own)
     seeds = len({r["seed"] for r in records})
     targets = len({r["task"] for r in records if r["shots"] is not None})
     sources = len({r["task"] for r in records if r["shots"] is None})
@@ -54,10 +56,12 @@ def table(records: Sequence[Record], stages: Iterable[str], arms: Iterable[str])
     return "\n".join(out) + "\n"
 
 
-def _columns(lines: Sequence[Sequence[str]]) -> list[str]:
+def columns(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table, the first column to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines)]
     return [
-        "  ".join([f"{line[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(line[1:], widths[1:]))]) for line in lines
+        "  ".join([f"{line[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(line[1:], widths[1:]))]).rstrip()
+        for line in lines
     ]
 
 
@@ -97,9 +101,7 @@ def picture(path: Path, records: Sequence[Record], arms: Iterable[str], title: s
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     axis.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)
+    report.replace(path, lambda partial: figure.savefig(partial, format="png"))
 
 
 def _colors(count: int) -> list[Any]:
@@ -111,9 +113,7 @@ def _colors(count: int) -> list[Any]:
 def write(root: Path, records: Sequence[Record], stages: Iterable[str], arms: Iterable[str], title: str) -> str:
     """Writes table.txt and results.png; returns the table."""
     text = table(records, stages, arms)
-    partial = root / f".table.txt.{os.getpid()}.tmp"
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, root / "table.txt")
+    report.replace(root / "table.txt", lambda partial: partial.write_text(text, encoding="utf-8"))
     if any(r["shots"] is not None for r in records):
         picture(root / "results.png", records, arms, title or root.name)
     return text
