@@ -185,6 +185,15 @@ def check_batching(experiment: Experiment) -> None:
         )
 
 
+def check_instructions(experiment: Experiment) -> None:
+    """Raises UserError where the method reads instructions and the data do not give them apart."""
+    if experiment.method.reads_instructions and not experiment.data.feature_lengths.get("instructions"):
+        raise UserError(
+            f"The method {type(experiment.method).__name__} reads the instruction apart from the input; set the feature "
+            f"length 'instructions' (TASK_FEATURE_LENGTHS), which is {dict(experiment.data.feature_lengths)} now."
+        )
+
+
 def check_rows(experiment: Experiment) -> None:
     """Raises UserError where the rows of a batch do not divide over the mesh. An instruction of grouped batches must lie
     on one device with its rows, so that a process makes whole groups."""
@@ -205,6 +214,7 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
     settings, first = experiment.train, partitioning.is_first()
     root = Path(settings.model_dir)
     check_batching(experiment)
+    check_instructions(experiment)
     _refuse_another(root, config_text)
     if _finished(root, settings.steps):
         if first:

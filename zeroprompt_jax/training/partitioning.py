@@ -35,6 +35,7 @@ RULES = (
     ("prompt_embed", None),
     ("task", None),
     ("rank", None),
+    ("bottleneck", "model"),  # of generated modules: there may be one for every row of a batch
 )
 
 
