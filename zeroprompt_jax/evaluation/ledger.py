@@ -2,18 +2,16 @@
 concatenation, which reads it with every input. Counted from shapes, and by the formula of the HINT paper."""
 
 import dataclasses
-import functools
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.evaluation import report
 from zeroprompt_jax.methods import generated
 from zeroprompt_jax.methods.base import Method, Setting
 from zeroprompt_jax.methods.hint import Hint, Hypernetwork
@@ -203,11 +201,4 @@ def picture(path: str | os.PathLike, ledger: Ledger, examples: int) -> None:
         axis.spines[side].set_visible(False)
     lengths = f"{ledger.instruction} instruction, {ledger.inputs} input, {ledger.targets} target tokens"
     axis.set_title(f"{ledger.parameters / 1e6:,.0f} million parameters; {lengths}", loc="left", fontsize=10.5, fontweight="bold")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(partial, format="png")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    report.save(figure, path)

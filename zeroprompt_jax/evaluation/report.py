@@ -190,7 +190,7 @@ def picture(path: Path, rows: Sequence[Row], *, title: str, metric: str = "score
     place = {"loc": "upper left", "bbox_to_anchor": (0.01, 1 - (head - 0.26) / height)}
     keys = _keys(any(row.shuffled is not None for row in rows))
     figure.legend(handles=keys, **place, ncols=3, frameon=False, fontsize=8.5, borderaxespad=0)
-    _replace(path, lambda partial: figure.savefig(partial, format="png"))
+    save(figure, path)
 
 
 def _label(row: Row) -> str:
@@ -271,6 +271,13 @@ def write(
     _replace(folder / "results.json", lambda partial: partial.write_text(data, encoding="utf-8"))
     picture(folder / "results.png", rows, title=title, metric=metric)
     return text
+
+
+def save(figure: Any, path: str | os.PathLike) -> None:
+    """Writes a figure as PNG, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, lambda partial: figure.savefig(partial, format="png"))
 
 
 def _replace(path: Path, write_to: Callable[[Path], Any]) -> None:

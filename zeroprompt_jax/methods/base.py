@@ -65,7 +65,6 @@ class Method:
     per_task = False  # whether rows read their own task's slice, by `task_ids`; otherwise banks have one slice for all
     reads_instructions = False  # whether `condition` reads `instruction_tokens`, and nothing else of a batch
     reads_hidden = False  # whether `losses` reads hidden states
-    reads_instructions = False  # whether `condition` reads `instruction_tokens`
 
     def init(self, rng: Array, setting: Setting) -> dict[str, Any]:
         """The method's own parameters, float32."""
