@@ -12,8 +12,9 @@ from zeroprompt_jax.data.pipeline import Data
 from zeroprompt_jax.data.stream import BATCHING
 from zeroprompt_jax.data.vocabulary import load_vocabulary
 from zeroprompt_jax.errors import UserError
-from zeroprompt_jax.experiment import Experiment, check_batching
+from zeroprompt_jax.experiment import Experiment, check_batching, check_instructions
 from zeroprompt_jax.methods.full import Full
+from zeroprompt_jax.methods.hint import Hint
 from zeroprompt_jax.training.loop import Train
 
 PLAIN = Features(inputs=160, targets=24)
@@ -192,6 +193,16 @@ def test_packing_with_a_method_of_per_task_parameters_is_refused(tmp_path):
     with pytest.raises(UserError, match="Packed .* Full is given instructions apart"):
         lengths = {"inputs": 8, "targets": 8, "instructions": 8}
         check_batching(made(Full(), batching="packed", feature_lengths=lengths))
+
+
+def test_a_method_that_reads_instructions_needs_them_apart(tmp_path):
+    lengths = {"inputs": 8, "targets": 8}
+    for without in (lengths, {**lengths, "instructions": 0}):
+        with pytest.raises(UserError, match="Hint reads the instruction apart .* set the feature length 'instructions'"):
+            check_instructions(Experiment(Data("m", feature_lengths=without), Train(str(tmp_path), 1), method=Hint()))
+    given = Data("m", feature_lengths={**lengths, "instructions": 8})
+    check_instructions(Experiment(given, Train(str(tmp_path), 1), method=Hint()))
+    check_instructions(Experiment(Data("m", feature_lengths=lengths), Train(str(tmp_path), 1)))
 
 
 def test_batches_of_a_few_tasks(store):

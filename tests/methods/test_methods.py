@@ -14,6 +14,8 @@ from zeroprompt_jax.methods.adapter import Adapter
 from zeroprompt_jax.methods.base import Method, Setting
 from zeroprompt_jax.methods.bias import Bias
 from zeroprompt_jax.methods.full import Full
+from zeroprompt_jax.methods.hint import Hint
+from zeroprompt_jax.methods.hypter import Hypter
 from zeroprompt_jax.methods.ia3 import IA3
 from zeroprompt_jax.methods.lora import LoRA
 from zeroprompt_jax.methods.prefix import Prefix
@@ -130,7 +132,7 @@ def test_incremental_decoding_gives_the_teacher_forced_logits(name):
 
 def test_every_method_and_initialiser_can_be_configured():
     listed = {configs._resolve(name) for name in configs.CONFIGURABLES if name.startswith(("methods.", "initialisers."))}
-    assert listed == {Full, *map(type, METHODS.values()), *initialisers.Initialiser.__subclasses__()}
+    assert listed == {Full, Hint, Hypter, *map(type, METHODS.values()), *initialisers.Initialiser.__subclasses__()}
 
 
 def test_a_methods_file_given_after_an_experiments_decides(tmp_path):
@@ -155,4 +157,4 @@ def test_a_methods_file_given_after_an_experiments_decides(tmp_path):
             jax.eval_shape(experiment.optimizer.build(experiment.train.steps, experiment.method.banked).init, trained)
     finally:
         configs.load()
-    assert made == {Full, *map(type, METHODS.values())}
+    assert made == {Full, Hint, Hypter, *map(type, METHODS.values())}

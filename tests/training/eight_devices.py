@@ -10,12 +10,15 @@ import small_model
 
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.methods.full import Full
+from zeroprompt_jax.methods.generated import Adapter, LoRA, Prefix
+from zeroprompt_jax.methods.hint import Hint
 from zeroprompt_jax.methods.prompt import Prompt
 from zeroprompt_jax.training import partitioning, state as states
 from zeroprompt_jax.training.checkpoint import Checkpointer
 from zeroprompt_jax.training.fingerprint import fingerprint
 from zeroprompt_jax.training.optimizer import Optimizer, Schedule
 from zeroprompt_jax.training.partitioning import Mesh
+from zeroprompt_jax.models.t5 import Backbone
 from zeroprompt_jax.training.step import make_train_step
 
 CONFIG = small_model.config(scan_layers=True)
@@ -46,6 +49,28 @@ def train(sizes, optimizer: str, accumulate: int = 1):
             state, metrics = step(state, {}, batch)
             losses.append(float(metrics["loss"]))
     return losses, state
+
+
+def hint(sizes):
+    """(loss and parameters after a step of HINT on four instructions of four rows each, specs of what it generates)."""
+    mesh = Mesh(*sizes).build() if sizes else Mesh().build(jax.devices()[:1])
+    method = Hint((Prefix(2), Adapter(4), LoRA(2)))
+    flat, tx = small_model.flat(CONFIG, method), OPTIMIZERS["sgd"].build(5)
+    placed = partitioning.param_shardings(flat, method, mesh)
+    batch = {**BATCH, "instruction_tokens": small_model.batch(4, 6, seed=1)["encoder_input_tokens"]}
+
+    def made(variables, tokens):
+        return method.generate(variables["method"], tokens, Backbone(CONFIG, variables["backbone"]))
+
+    with partitioning.activate(mesh):
+        params = {path: jax.device_put(leaf, placed[path]) for path, leaf in flat.items()}
+        batch = partitioning.put_batch(batch, partitioning.batch_sharding(mesh))
+        found = small_model.jit(made)(states.unflatten(params), batch["instruction_tokens"])
+        leaves = jax.tree_util.tree_leaves_with_path(found)
+        specs = {jax.tree_util.keystr(p, simple=True, separator="."): str(leaf.sharding.spec) for p, leaf in leaves}
+        state = states.create(params, tx)
+        state, metrics = small_model.jit(make_train_step(CONFIG, method, tx, lambda step: 0.0))(state, {}, batch)
+    return float(metrics["loss"]), jax.device_get(state.params), specs
 
 
 def shares(tree) -> dict[str, float]:
@@ -124,4 +149,7 @@ report["prompt whole"] = shardings["method/prompt"].is_fully_replicated
 placed = partitioning.param_shardings(FLAT, Full(), Mesh(1, 4, 2).build())
 sharded = {path: jax.device_put(leaf, placed[path]) for path, leaf in FLAT.items()}
 report["fingerprint"] = fingerprint(states.unflatten(sharded)["backbone"]) == fingerprint(states.unflatten(FLAT)["backbone"])
+if "main" in sys.argv:
+    (loss, wanted, _), (same, found, specs) = hint(None), hint((2, 2, 2))
+    report["hint"] = {"loss": abs(same - loss) / abs(loss), "params": small_model.worst(found, wanted), "specs": specs}
 json.dump(report, sys.stdout)

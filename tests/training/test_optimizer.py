@@ -164,6 +164,37 @@ def test_multipliers_scale_the_rate_of_what_they_match():
         Optimizer(multipliers={"a": -1.0})
 
 
+@pytest.mark.parametrize("late", [True, False])
+def test_second_moments_of_a_fresh_group_begin_anew_beside_those_of_an_old_one(late):
+    """As HINT trains in T5X: the step count goes on at 1,100,000, and the fresh group's offset takes it off again."""
+    old = {"backbone/encoder/layers/mlp/wo/kernel": np.full((2, 3, 4), 0.5, np.float32)}
+    new = {"method/generator/attention/out/kernel": np.full((3, 4), 0.5, np.float32)}
+    gradients = lambda step: noise({**old, **new}, step)
+    optimizer = Optimizer("adafactor", Schedule(0.1), decay_offset=-1_100_000, decay_offsets={"method/.*": 0})
+    optimizer = optimizer if late else Optimizer("adafactor", Schedule(0.1))
+    found = run(optimizer.build(5), {**old, **new}, gradients)
+
+    def alone(params, offset):
+        """T5X's update: a count that begins at 1,100,000, and an offset that is taken off it."""
+        counts = lambda x: x + 1_100_000 if x.dtype == jnp.int32 else x
+        tx = optax.adafactor(0.1, decay_offset=offset)
+        tx = over_leading_axis(tx) if params is old else tx
+        begun = optax.GradientTransformation(lambda p: jax.tree.map(counts, tx.init(p)), tx.update)
+        return run(begun, params, lambda step: {path: gradients(step)[path] for path in params})
+
+    fresh, resumed = alone(new, 1_100_000), alone(old, 0)
+    same = lambda wanted: small_model.worst({path: found[path] for path in wanted}, wanted)
+    assert same(fresh) < 1e-6
+    assert (same(resumed) < 1e-6) == late
+
+
+def test_decay_offsets_are_checked():
+    with pytest.raises(UserError, match="'c' matches no parameter"):
+        Optimizer(decay_offsets={"c": 0}).build(1).init({"a": np.zeros(2, np.float32)})
+    with pytest.raises(UserError, match="decay_offset is 7; a run counts its steps from 0"):
+        Optimizer(decay_offsets={"a": 7})
+
+
 def test_unknown_names_and_impossible_warm_ups():
     with pytest.raises(UserError, match="Unknown optimizer 'adamv'. Did you mean 'adamw'?"):
         Optimizer("adamv")

@@ -85,5 +85,19 @@ def test_what_does_not_fit_is_named(report, case, sentence):
     assert report["mistakes"][case].endswith(sentence)
 
 
+def test_generated_modules_lie_on_their_rows_devices_and_are_sharded_as_the_backbone(report):
+    assert report["hint"]["loss"] <= 1e-5 and report["hint"]["params"] <= 1e-5
+    rows, specs = "('data', 'fsdp')", report["hint"]["specs"]
+    for name, wanted in {
+        "encoder.self_attention.prefix.key": f"(None, {rows}, None, 'model')",
+        "decoder.cross_attention.prefix.value": f"(None, {rows}, None, 'model')",
+        "decoder.mlp.adapter.down": f"(None, {rows}, None, 'model')",
+        "decoder.mlp.adapter.up": f"(None, {rows}, 'model')",
+        "decoder.self_attention.lora.query.a": f"(None, {rows}, None, 'model')",
+        "decoder.self_attention.lora.query.b": f"(None, {rows}, 'model')",
+    }.items():
+        assert specs[name].replace(", None)", ")").replace("PartitionSpec", "").lstrip("P") == wanted, name
+
+
 def test_a_sharded_backbone_has_the_fingerprint_of_a_whole_one(report):
     assert report["fingerprint"]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.methods import generated
-from zeroprompt_jax.methods.base import Method, Setting
+from zeroprompt_jax.methods.base import Method
 from zeroprompt_jax.methods.generated import Kind, Tensor
 from zeroprompt_jax.models import t5
 from zeroprompt_jax.models.conditioning import Conditioning

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -58,6 +58,11 @@ class Optimizer:
 
     clip_norm: of the whole gradient (in a bank of each task's), before the optimizer; None is off. multipliers: path
     regex -> factor of the learning rate for the parameters it fully matches; the first match counts.
+
+    decay_offset, of adafactor: the second moments decay at step n as at step n - decay_offset of a fresh run; so -N goes
+    on where training of N steps ended. decay_offsets: path regex -> another offset, such as {'method/.*': 0} for a fresh
+    hypernetwork on a backbone of 1,100,000 steps (HINT; T5X counts on from the checkpoint's step, so there it is the
+    hypernetwork that has an offset).
     """
 
     name: str = "adafactor"
@@ -68,6 +73,7 @@ class Optimizer:
     b2: float = 0.999
     decay_rate: float = 0.8
     decay_offset: int = 0
+    decay_offsets: Mapping[str, int] = dataclasses.field(default_factory=dict)
     momentum: float | None = None
     multipliers: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
@@ -77,6 +83,12 @@ class Optimizer:
         for regex, factor in self.multipliers.items():
             if factor < 0:
                 raise UserError(f"Optimizer.multipliers['{regex}'] is {factor}; a learning rate cannot be negative.")
+        for offset in (self.decay_offset, *self.decay_offsets.values()):
+            if offset > 0:
+                raise UserError(
+                    f"Optimizer.decay_offset is {offset}; a run counts its steps from 0, so it is 0 or, to go on after N "
+                    f"steps, -N."
+                )
 
     def build(
         self, total_steps: int, banked: Callable[[str], bool] = lambda path: False
@@ -89,6 +101,7 @@ class Optimizer:
         rate = self.schedule.build(total_steps)
 
         def kinds(params):
+            _check_regexes("decay_offsets", self.decay_offsets, params)
             return {path: "bank" if banked(path) else "rest" for path in params}
 
         tx = optax.partition({"bank": _per_task(self._build, rate), "rest": self._build(rate)}, kinds)
@@ -111,18 +124,40 @@ class Optimizer:
         elif self.name == "sgd":
             tx = optax.chain(optax.add_decayed_weights(self.weight_decay), optax.sgd(rate, self.momentum))
         else:
-            adafactor = optax.adafactor(
-                rate,
-                decay_rate=self.decay_rate,
-                decay_offset=self.decay_offset,
-                momentum=self.momentum,
-                weight_decay_rate=self.weight_decay or None,
-            )
-            # A scanned stack must train as its layers would one by one: Adafactor's factors, clipping and parameter
-            # scale are statistics of a whole leaf, so each layer's slice gets its own.
-            each = over_leading_axis(adafactor)
-            tx = optax.partition({"encoder": each, "decoder": each, "rest": adafactor}, _stacks)
+            tx = self._adafactor(rate, self.decay_offset)
+            if self.decay_offsets:
+                offset = lambda path: str(_first_match(self.decay_offsets, path, self.decay_offset))
+                every = {self.decay_offset, *self.decay_offsets.values()}
+                tx = optax.partition(
+                    {str(n): self._adafactor(rate, n) for n in every}, lambda params: {path: offset(path) for path in params}
+                )
         return tx if self.clip_norm is None else optax.chain(optax.clip_by_global_norm(self.clip_norm), tx)
+
+
+    def _adafactor(self, rate: Callable[[jax.Array], jax.Array], decay_offset: int) -> optax.GradientTransformation:
+        adafactor = optax.adafactor(
+            rate,
+            decay_rate=self.decay_rate,
+            decay_offset=decay_offset,
+            momentum=self.momentum,
+            weight_decay_rate=self.weight_decay or None,
+        )
+        # A scanned stack must train as its layers would one by one: Adafactor's factors, clipping and parameter scale are
+        # statistics of a whole leaf, so each layer's slice gets its own.
+        each = over_leading_axis(adafactor)
+        return optax.partition({"encoder": each, "decoder": each, "rest": adafactor}, _stacks)
+
+
+def _first_match(by_regex: Mapping[str, Any], path: str, default: Any) -> Any:
+    """The value of the first regex that fully matches a path."""
+    return next((x for regex, x in by_regex.items() if re.fullmatch(regex, path)), default)
+
+
+def _check_regexes(option: str, regexes: Iterable[str], paths: Iterable[str]) -> None:
+    """Raises UserError for a regex without any path: it is never what was meant."""
+    for regex in regexes:
+        if not any(re.fullmatch(regex, path) for path in paths):
+            raise UserError(f"Optimizer.{option}: '{regex}' matches no parameter that trains.")
 
 
 def _matrices(params: dict[str, jax.Array]) -> dict[str, MuonDimensionNumbers | None]:
@@ -132,20 +167,14 @@ def _matrices(params: dict[str, jax.Array]) -> dict[str, MuonDimensionNumbers | 
 
 
 def _scaled_by_path(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
-    """Multiplies updates by the factor of the first regex that fully matches their path. A regex without any is an
-    error: it is never what was meant."""
-
-    def factor(path):
-        return next((x for regex, x in multipliers.items() if re.fullmatch(regex, path)), 1.0)
+    """Multiplies updates by the factor of the first regex that fully matches their path."""
 
     def init(params):
-        for regex in multipliers:
-            if not any(re.fullmatch(regex, path) for path in params):
-                raise UserError(f"Optimizer.multipliers: '{regex}' matches no parameter that trains.")
+        _check_regexes("multipliers", multipliers, params)
         return optax.EmptyState()
 
     def update(updates, state, params=None):
-        return {path: factor(path) * x for path, x in updates.items()}, state
+        return {path: _first_match(multipliers, path, 1.0) * x for path, x in updates.items()}, state
 
     return optax.GradientTransformation(init, update)
 
