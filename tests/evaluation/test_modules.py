@@ -2,6 +2,11 @@
 
 import dataclasses
 import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import instructed
 import jax
@@ -23,6 +28,7 @@ VARIABLES = {"backbone": tiny_t5.params(CONFIG), "method": instructed.params(CON
 LENGTH = 24
 TASKS = instructed.instructions(6, LENGTH)  # of 14 to 24 tokens: two of the lengths that compile
 ENCODER, DECODER = tiny_t5.tokens(rows=4)
+TRACES = []  # grows whenever `outputs` is compiled
 
 
 def store(capacity=4, variables=VARIABLES, config=CONFIG, method=METHOD, length=LENGTH, **options) -> ModuleStore:
@@ -32,6 +38,7 @@ def store(capacity=4, variables=VARIABLES, config=CONFIG, method=METHOD, length=
 @functools.partial(tiny_t5.jit, static_argnames="strategy")
 def outputs(variables, batch, strategy=None):
     """Logits, or answers with their scores, with the method's own conditioning or what a store attached."""
+    TRACES.append(strategy)
     backbone = t5.Backbone(CONFIG, variables["backbone"])
     conditioning = modules.condition(variables, batch, METHOD, backbone)
     if strategy is None:
@@ -77,12 +84,12 @@ def test_what_leaves_the_bank_comes_back_and_nothing_compiles():
     near(cached(kept, (0, 5, 1, 0)), uncached((0, 5, 1, 0)))
     near(cached(kept, (5, 5, 3, 4)), uncached((5, 5, 3, 4)))
     assert kept.generated == 6
-    sizes = modules._generate._cache_size(), kept._write._cache_size(), outputs._cache_size()
+    sizes = modules._generate._cache_size(), kept._write._cache_size(), len(TRACES)
     more = instructed.instructions(6, LENGTH, seed=1)
     for rows in (more[[0, 1, 2, 0]], more[[3, 4, 5, 3]], TASKS[:3], more[:3]):
         outputs(VARIABLES, kept.attach({"instruction_tokens": np.resize(rows, (4, LENGTH))}))
     assert kept.generated == 12
-    assert (modules._generate._cache_size(), kept._write._cache_size(), outputs._cache_size()) == sizes
+    assert (modules._generate._cache_size(), kept._write._cache_size(), len(TRACES)) == sizes
     with pytest.raises(UserError, match="4 different instructions, more than the 3"):
         kept.places(TASKS[:4])
     with pytest.raises(UserError, match="25 tokens, more than the module store's 24"):
@@ -190,8 +197,8 @@ def test_a_predictor_generates_each_task_once(predictor, tmp_path, monkeypatch):
 
 def test_evaluation_generates_each_instruction_once(config, variables, vocabulary, store, monkeypatch):
     variables = {**variables, "method": instructed.params(config)}
-    settings = evaluation.Evaluate(batch_size=8, max_examples_per_task=6)
-    groups = {"seen": ["words", "yes_no"]}
+    settings = evaluation.Evaluate(batch_size=8, max_examples_per_task=6, control=False)
+    groups = {"seen": ["words"]}
     run = lambda: evaluation.evaluate(variables, config, METHOD, store, groups, "test", FEATURES, vocabulary, settings)
     made = []
     monkeypatch.setattr(modules, "ModuleStore", lambda *a, **k: made.append(ModuleStore(*a, **k)) or made[-1])
@@ -201,7 +208,21 @@ def test_evaluation_generates_each_instruction_once(config, variables, vocabular
     assert made[0].generated == count
     monkeypatch.setattr(instructed.Instructed, "reads_instructions", False)
     want = run()
-    assert len(made) == 2  # one for the tasks' instructions and one for the control's
-    for a, b in zip(got.tasks, want.tasks):
-        assert a["score"] == b["score"] and a["shuffled"] == b["shuffled"]
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+    assert len(made) == 1 and count == 3  # the held-out wordings
+    assert got.tasks[0]["score"] == want.tasks[0]["score"]
+    assert got.tasks[0]["loss"] == pytest.approx(want.tasks[0]["loss"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_eight_devices_serve_what_one_serves():
+    script = Path(__file__).with_name("eight_devices.py")
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    paths = os.pathsep.join([str(script.parent.parent / "training"), *sys.path])
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found.pop("devices") == 8
+    for case in found.values():
+        for run in case.values():
+            assert run["difference"] <= 1e-5 and run["whole"], found

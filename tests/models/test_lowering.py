@@ -21,7 +21,9 @@ def lowered(config, conditioning):
 
 
 def difference(config, a, b) -> float:
-    return float(np.abs(tiny_t5.logits(config, ENCODER, DECODER, a) - tiny_t5.logits(config, ENCODER, DECODER, b)).max())
+    return float(
+        np.abs(tiny_t5.logits(config, ENCODER, DECODER, a) - tiny_t5.logits(config, ENCODER, DECODER, b)).max()
+    )
 
 
 def with_memory(conditioning, groups):
@@ -55,7 +57,9 @@ def test_the_projections_conditioning_and_the_mask_matter():
     own = EVERYTHING.decoder.cross_attention
     for field in ("lora", "scale", "bias"):
         bare = dataclasses.replace(own, **{field: None})
-        made = lowered(CONFIG, dataclasses.replace(EVERYTHING, decoder=EVERYTHING.decoder.replace(cross_attention=bare)))
+        made = lowered(
+            CONFIG, dataclasses.replace(EVERYTHING, decoder=EVERYTHING.decoder.replace(cross_attention=bare))
+        )
         prefix = made.decoder.cross_attention.prefix
         wrong = lowered(CONFIG, EVERYTHING)
         wrong = wrong.replace(decoder=wrong.decoder.replace(cross_attention=own.replace(prefix=prefix)))

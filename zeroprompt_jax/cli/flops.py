@@ -1,5 +1,5 @@
-"""Counts what n examples of a task cost when its instruction is read once (HINT), beside concatenation: a table by part and
-by the paper's formula, the break-even, and a picture of cost against n. Nothing is run."""
+"""Counts what n examples of a task cost when its instruction is read once (HINT), beside concatenation: a table by part
+and by the paper's formula, the break-even, and a picture of cost against n. Nothing is run."""
 
 import argparse
 

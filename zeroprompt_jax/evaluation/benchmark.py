@@ -44,7 +44,8 @@ def serving(
     for length in lengths:
         store = ModuleStore(variables, config, method, length, capacity=2)
         store.places(draw(1, length))  # compiles
-        generate_s = _timed(lambda: jax.block_until_ready((store.places(draw(1, length)), store.bank)))
+        other = draw(1, length)
+        generate_s = _timed(lambda: jax.block_until_ready(store.attach({"instruction_tokens": other})))
         instruction, text = draw(1, length), draw(batch, inputs)
         told = np.repeat(instruction, batch, axis=0)
         known = store.attach({"encoder_input_tokens": text, "instruction_tokens": told})

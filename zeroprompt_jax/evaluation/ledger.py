@@ -81,7 +81,7 @@ def count(config: T5Config, method: Method, instruction: int, inputs: int, targe
     for name, length in lengths.items():
         if length < 1:
             raise UserError(f"The ledger's {name} length is {length}; it must be at least 1.")
-    if not isinstance(method, Hypernetwork):
+    if not isinstance(method, Hint | Hypter):
         raise UserError(
             f"The ledger counts hypernetworks, Hint and Hypter; the method is {type(method).__name__}. "
             f"Add --gin_file=methods/hint.gin."
@@ -139,12 +139,12 @@ def table(ledger: Ledger, examples: int) -> str:
     own, rest = ledger.cost(examples), ledger.concatenation(examples)
     once, each = sum(ledger.task.values()), sum(ledger.example.values())
     paper = ledger.paper_cost(examples), ledger.paper_concatenation(examples)
-    token = float(ledger.parameters)
+    tokens = lambda count: _giga(float(ledger.parameters) * count)
     totals = [
         [f"{ledger.method}, counted", _giga(once), _giga(each), _giga(own)],
         ["concatenation, counted", _giga(0), _giga(ledger.concatenated), _giga(rest)],
-        [f"{ledger.method}, paper's formula", _giga(token * ledger.instruction), _giga(token * ledger.inputs), _giga(paper[0])],
-        ["concatenation, paper's formula", _giga(0), _giga(token * (ledger.instruction + ledger.inputs)), _giga(paper[1])],
+        [f"{ledger.method}, paper's formula", tokens(ledger.instruction), tokens(ledger.inputs), _giga(paper[0])],
+        ["concatenation, paper's formula", _giga(0), tokens(ledger.instruction + ledger.inputs), _giga(paper[1])],
     ]
     widths = [max(len(line[i]) for line in [head, *lines, *totals]) for i in range(4)]
     text = lambda line: "  ".join([f"{line[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(line[1:], widths[1:]))])
@@ -158,8 +158,8 @@ def table(ledger: Ledger, examples: int) -> str:
             "",
             f"Instruction {ledger.instruction}, input {ledger.inputs}, target {ledger.targets} tokens; "
             f"{ledger.parameters:,} parameters.",
-            f"{ledger.method} costs {own / rest:.3f} of concatenation by this count, {paper[0] / paper[1]:.3f} by the paper's "
-            f"formula (one FLOP per parameter and token read).",
+            f"{ledger.method} costs {own / rest:.3f} of concatenation by this count, {paper[0] / paper[1]:.3f} by the "
+            f"paper's formula (one FLOP per parameter and token read).",
             f"{ledger.method} never costs less than concatenation."
             if n is None
             else f"{ledger.method} costs less than concatenation from {n:,} example{'s' * (n > 1)} of a task on.",
@@ -200,5 +200,7 @@ def picture(path: str | os.PathLike, ledger: Ledger, examples: int) -> None:
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     lengths = f"{ledger.instruction} instruction, {ledger.inputs} input, {ledger.targets} target tokens"
-    axis.set_title(f"{ledger.parameters / 1e6:,.0f} million parameters; {lengths}", loc="left", fontsize=10.5, fontweight="bold")
+    axis.set_title(
+        f"{ledger.parameters / 1e6:,.0f} million parameters; {lengths}", loc="left", fontsize=10.5, fontweight="bold"
+    )
     report.save(figure, path)

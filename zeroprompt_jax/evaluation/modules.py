@@ -1,8 +1,8 @@
 """The module store: what a method makes of an instruction, made once per task and kept for all of the task's rows.
 
 A task's modules are its Conditioning, memory lowered to keys and values. They lie in one bank on the device, of fixed
-capacity, from which the rows of a batch, of any tasks, take theirs; what the bank has no room for goes to the host's memory,
-or lies in a directory, one file per task.
+capacity, from which the rows of a batch, of any tasks, take theirs; what the bank has no room for goes to the host's
+memory, or lies in a directory, one file per task.
 """
 
 import collections
@@ -45,18 +45,18 @@ _AT_ONCE = 8
 class ModuleStore:
     """Modules of the tasks that were asked for lately.
 
-    A task is its instruction's tokens. Adding one within the capacity compiles nothing; beyond it, the task that was asked
-    for least recently gives up its place.
+    A task is its instruction's tokens. Adding one within the capacity compiles nothing; beyond it, the task that was
+    asked for least recently gives up its place.
 
     Args:
       variables: {'backbone': …, 'method': …}; another model needs another store.
       config: of the backbone.
-      method: makes conditioning of `instruction_tokens` alone (`reads_instructions`); what it makes has the same shapes for
-        every instruction length, memory excepted.
+      method: makes conditioning of `instruction_tokens` alone (`reads_instructions`); what it makes has the same shapes
+        for every instruction length, memory excepted.
       length: most tokens of an instruction, EOS included. Memories are padded, masked, to what it makes of so many.
       capacity: N, tasks in the bank; at least the distinct tasks of a batch.
-      dtype: of stored floating-point values, float32 or bfloat16; by default the backbone's, which loses nothing: they are
-        rounded to it wherever they are inserted.
+      dtype: of stored floating-point values, float32 or bfloat16; by default the backbone's, which loses nothing: they
+        are rounded to it wherever they are inserted.
       directory: keeps every task's modules as a file; None keeps what leaves the bank in the host's memory.
       mesh: of the variables; the bank lies whole on each of its devices.
 
@@ -82,7 +82,9 @@ class ModuleStore:
         if capacity < 1:
             raise UserError(f"The module store's capacity is {capacity}; it must be at least 1.")
         if not method.reads_instructions:
-            raise UserError(f"The method {type(method).__name__} reads no instruction, so there is nothing to store per task.")
+            raise UserError(
+                f"The method {type(method).__name__} reads no instruction, so there is nothing to store per task."
+            )
         self._variables, self._length, self.capacity = variables, length, capacity
         self._static = {"config": config, "method": method, "dtype": dtype}
         full = jax.eval_shape(functools.partial(_condition, config, method), variables, _tokens(1, length)).memory
@@ -125,7 +127,8 @@ class ModuleStore:
         wanted = dict.fromkeys(tasks)
         if len(wanted) > self.capacity:
             raise UserError(
-                f"A batch has {len(wanted)} different instructions, more than the {self.capacity} that the module store holds."
+                f"A batch has {len(wanted)} different instructions, more than the {self.capacity} that the module store "
+                f"holds."
             )
         if (longest := max((len(task) // 4 for task in wanted), default=0)) > self._length:
             raise UserError(f"An instruction has {longest} tokens, more than the module store's {self._length}.")
@@ -240,7 +243,9 @@ def take(bank: Conditioning, places: jax.Array) -> Conditioning:
     return map_groups(lambda axis, leaf: jnp.take(leaf, places, axis=axis), bank)
 
 
-def condition(variables: Mapping[str, Any], batch: Mapping[str, Any], method: Method, backbone: Backbone) -> Conditioning:
+def condition(
+    variables: Mapping[str, Any], batch: Mapping[str, Any], method: Method, backbone: Backbone
+) -> Conditioning:
     """A batch's conditioning: taken from the store that was attached to it, or made by the method."""
     if "modules" in batch:
         return take(batch["modules"], batch["module_places"])

@@ -27,7 +27,7 @@ def encode(config: T5Config, length: int) -> float:
 
 
 def decode(config: T5Config, encoded: int, length: int, targets: int) -> float:
-    """FLOPs of the decoder on one row: `length` positions, of which `targets` have logits, over so many encoded ones."""
+    """FLOPs of the decoder on one row: `length` positions, `targets` of them with logits, over so many encoded ones."""
     D, joined = config.emb_dim, config.num_heads * config.head_dim
     own = length * _layer(config) + 2 * length**2 * joined
     cross = 2 * (length + encoded) * D * joined + 2 * length * encoded * joined
@@ -37,8 +37,9 @@ def decode(config: T5Config, encoded: int, length: int, targets: int) -> float:
 def conditioned(config: T5Config, conditioning: Conditioning, inputs: int, targets: int) -> dict[str, float]:
     """FLOPs of one conditioned row by part; only shapes are read.
 
-    encoder, decoder: the backbone's, prompt positions included; prefixes, adapters, lora: what these add; memory: scores
-    and values over the memory; memory_keys: its projection to keys and values, which lowering does once per task.
+    encoder, decoder: the backbone's, prompt positions included; prefixes, adapters, lora: what these add; memory:
+    scores and values over the memory; memory_keys: its projection to keys and values, which lowering does once per
+    task.
     """
     stacks = {"encoder": conditioning.encoder, "decoder": conditioning.decoder}
     T, S = inputs + stacks["encoder"].prompt_length, targets + stacks["decoder"].prompt_length

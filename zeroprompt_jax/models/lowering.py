@@ -1,7 +1,8 @@
-"""Lowering: a conditioning's memory turned once into the keys and values that decoder cross-attention would make of it.
+"""Lowering: a conditioning's memory turned once into the keys and values that cross-attention would make of it.
 
-A memory, [G, M, D], is projected by every decoder layer whenever a decoder runs. For a task that is served again and again
-the projections are the same each time; lowered, they are a prefix of cross-attention, and only scores and values are left.
+A memory, [G, M, D], is projected by every decoder layer whenever a decoder runs. For a task that is served again and
+again the projections are the same each time; lowered, they are a prefix of cross-attention, and only scores and values
+are left.
 """
 
 import math
@@ -17,8 +18,8 @@ Array = jax.Array
 
 
 def lower(backbone: Backbone, conditioning: Conditioning) -> Conditioning:
-    """The same conditioning without memory: its keys and values, [L, G, M, H, K] in the backbone's dtype, follow those of
-    the prefix that decoder cross-attention has already. Conditions alike, exactly; LoRA, scale and bias of these
+    """The same conditioning without memory: its keys and values, [L, G, M, H, K] in the backbone's dtype, follow those
+    of the prefix that decoder cross-attention has already. Conditions alike, exactly; LoRA, scale and bias of these
     projections are applied here.
 
     Raises:
