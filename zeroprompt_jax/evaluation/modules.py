@@ -240,7 +240,8 @@ def _trim(tokens: np.ndarray) -> np.ndarray:
 
 def take(bank: Conditioning, places: jax.Array) -> Conditioning:
     """The modules at these places, [G]: leaves with G groups."""
-    return map_groups(lambda axis, leaf: jnp.take(leaf, places, axis=axis), bank)
+    # The store's places are all in the bank; the default mode would look for others, and touch every value again.
+    return map_groups(lambda axis, leaf: jnp.take(leaf, places, axis=axis, mode="clip"), bank)
 
 
 def condition(
