@@ -148,6 +148,7 @@ def test_the_verb_prints_the_table_and_draws(tmp_path, capsys):
     assert "must end in .png" in (err := capsys.readouterr().err) and "the method is Full" in err
 
 
+@pytest.mark.slow
 def test_serving_is_timed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(benchmark.serving, "__defaults__", (*benchmark.serving.__defaults__[:-1], (16, 32)))
     argv = [
