@@ -127,8 +127,8 @@ class ModuleStore:
         wanted = dict.fromkeys(tasks)
         if len(wanted) > self.capacity:
             raise UserError(
-                f"A batch has {len(wanted)} different instructions, more than the {self.capacity} that the module store "
-                f"holds."
+                f"A batch has {len(wanted)} different instructions, more than the {self.capacity} that the module "
+                f"store holds."
             )
         if (longest := max((len(task) // 4 for task in wanted), default=0)) > self._length:
             raise UserError(f"An instruction has {longest} tokens, more than the module store's {self._length}.")
