@@ -393,8 +393,14 @@ def evaluate_run(
     return evaluation
 
 
-def predictor(experiment: Experiment, checkpoint_path: str | None = None, modules: Sequence[str] = ()) -> Predictor:
-    """A run's model as `predict(texts, tasks)` and `score(texts, options, tasks)`, in one process."""
+def predictor(
+    experiment: Experiment,
+    checkpoint_path: str | None = None,
+    modules: Sequence[str] = (),
+    module_store: str | None = None,
+) -> Predictor:
+    """A run's model as `predict(texts, tasks)` and `score(texts, options, tasks)`, in one process. module_store: the
+    folder that keeps what the method makes of instructions (`Predictor.module_store`)."""
     if jax.process_count() > 1:
         raise UserError(f"Answering texts needs one process; this run has {jax.process_count()}.")
     experiment.data.register(modules)
@@ -406,6 +412,7 @@ def predictor(experiment: Experiment, checkpoint_path: str | None = None, module
         experiment.data.features(),
         instructions=lambda name: cards.card(name).instructions[0],
         task_ids=task_ids(experiment),
+        module_store=module_store,
     )
 
 
@@ -418,9 +425,10 @@ def infer_run(
     modules: Sequence[str] = (),
     checkpoint_path: str | None = None,
     made: Predictor | None = None,
+    module_store: str | None = None,
 ) -> int:
     """Answers the rows of a file, or the examples of a task, into a JSONL file. Returns how many were answered now.
-    made: answers instead of the run's own model."""
+    made: answers instead of the run's own model. module_store: as of `predictor`."""
     experiment.data.register(modules)
     if input is not None:
         rows = infer.read_rows(input)
@@ -436,7 +444,7 @@ def infer_run(
     for name in dict.fromkeys(row.get("task", task) for row in rows):
         if name is not None and made is None:
             cards.card(name)  # an unknown task is told before the model is loaded
-    made = made or predictor(experiment, checkpoint_path)
+    made = made or predictor(experiment, checkpoint_path, module_store=module_store)
     return infer.infer(made, rows, output, task=task, strategy=experiment.evaluate.strategy)
 
 

@@ -1,7 +1,9 @@
 """A tiny model over bytes and a small cached store, shared by the tests that evaluate and predict."""
 
 import random
+import sys
 import zlib
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,6 +12,9 @@ import pytest
 from zeroprompt_jax.data import cache, cards
 from zeroprompt_jax.data.vocabulary import load_vocabulary
 from zeroprompt_jax.models import t5
+
+for folder in ("evaluation", "models"):  # the helpers of this folder and of its neighbour: instructed and tiny_t5
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / folder))
 
 _WORDS = ("ab", "bcd", "ca", "abba", "dad", "cab")
 

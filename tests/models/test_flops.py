@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from zeroprompt_jax.models import flops, t5
-from zeroprompt_jax.models.conditioning import Conditioning, Stack
+from zeroprompt_jax.models.conditioning import Adapter, Conditioning, LowRank, Prefix, Stack, Sublayer, projections
+from zeroprompt_jax.models.lowering import lower
 from zeroprompt_jax.models.objectives import cross_entropy
 
 B, T, S, P = 2, 24, 16, 8
@@ -50,3 +51,44 @@ def test_flops_agree_with_xla(activations, tied):
     frozen = counted(jax.grad(loss, argnums=1), params, prompt)
     assert frozen == pytest.approx(flops.train(config, B, T, S, P, frozen=True), rel=0.15)
     assert flops.forward(config, 3 * B, T, S) == 3 * flops.forward(config, B, T, S)
+
+
+def test_flops_of_each_part_of_a_conditioning_agree_with_xla():
+    """Each part's own operations: those of the conditioned pass less those of the plain one."""
+    sizes = dict(vocab_size=64, emb_dim=64, num_heads=2, head_dim=48, mlp_dim=128, num_encoder_layers=2)
+    config = t5.T5Config(**sizes, num_decoder_layers=1, dropout_rate=0.0, dtype="float32", scan_layers=False)
+    params = jax.eval_shape(lambda: t5.init(config, jax.random.key(0)))
+    encoder, decoder = np.ones((B, T), np.int32), np.ones((B, S), np.int32)
+    of = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)
+    D, H, K, R, M = config.emb_dim, config.num_heads, config.head_dim, 40, 48
+
+    def stacks(make):
+        """What `make` gives each sublayer: of its number of layers, its projections and whether it attends."""
+        made = {}
+        for side, L in (("encoder", 2), ("decoder", 1)):
+            given = {name: make(L, sub, name != "mlp") for name, sub in projections(config, side).items()}
+            made[side] = Stack(**{name: sub or Sublayer() for name, sub in given.items()})
+        return Conditioning(**made)
+
+    lora = lambda L, names: {n: LowRank(of(L, 1, i, R), of(L, 1, R, o)) for n, (i, o) in names.items()}
+    prefix = lambda L: Prefix(of(L, 1, M, H, K), of(L, 1, M, H, K))
+    cases = {
+        "prefixes": stacks(lambda L, names, attends: Sublayer(prefix(L)) if attends else None),
+        "adapters": stacks(lambda L, names, attends: Sublayer(adapter=Adapter(of(L, 1, D, R), of(L, 1, R, D)))),
+        "lora": stacks(lambda L, names, attends: Sublayer(lora=lora(L, names))),
+        "memory": Conditioning(memory=of(1, M, D)),
+    }
+
+    def run(params, conditioning):
+        return t5.Backbone(config, params)(encoder, decoder, conditioning).logits
+
+    plain = counted(run, params, Conditioning())
+    for part, conditioning in cases.items():
+        found = flops.conditioned(config, conditioning, T, S)
+        assert found["encoder"] + found["decoder"] == flops.forward(config, 1, T, S)
+        keys = found.pop("memory_keys", 0)  # of a memory that all rows share, projected once
+        assert set(found) == {"encoder", "decoder", part}
+        assert counted(run, params, conditioning) - plain == pytest.approx(B * found[part] + keys, rel=0.15), part
+        if keys:
+            lowering = lambda p, c: lower(t5.Backbone(config, p), c).decoder.cross_attention.prefix
+            assert counted(lowering, params, conditioning) == pytest.approx(keys, rel=0.15)

@@ -1,5 +1,5 @@
-"""Times this machine: training steps of a model and of methods beside PEFT's, the memory that they are planned to take, or
-the training stream of many cached tasks beside stock SeqIO's."""
+"""Times this machine: training steps of a model and of methods beside PEFT's, the memory that they are planned to take,
+answers to a known task's inputs, or the training stream of many cached tasks beside stock SeqIO's."""
 
 import argparse
 import json
@@ -12,17 +12,18 @@ from zeroprompt_jax.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=["train", "methods", "memory", "data"],
+        choices=["train", "methods", "memory", "serving", "data"],
         help="train: full and prompt-only training side by side; methods: full training, prompt tuning, MPT and LoRA by "
-        "AdamW in float32; memory: what XLA plans for full and prompt-only training, without running either; data: the "
-        "stream",
+        "AdamW in float32; memory: what XLA plans for full and prompt-only training, without running either; "
+        "serving: one more example of a known task at several instruction lengths, beside concatenation; data: the stream",
     )
     config.add_arguments(parser)
-    parser.add_argument("--batch", type=int, help="rows per batch (data: 64, else 8)")
+    parser.add_argument("--batch", type=int, help="rows per batch (data: 64, serving: 1, else 8)")
     parser.add_argument("--inputs", type=int, default=128, help="encoder tokens")
     parser.add_argument("--targets", type=int, default=32, help="decoder tokens")
     parser.add_argument("--prompt", type=int, default=100, help="soft prompt length")
-    parser.add_argument("--steps", type=int, default=5, help="train, methods: timed steps; the median counts")
+    parser.add_argument("--steps", type=int, default=5, help="train, methods, serving: timed steps; the median counts")
+    parser.add_argument("--output", help="serving: the picture (default: serving.png)")
     parser.add_argument("--versus_peft", action="store_true", help="methods: the same steps with PEFT on torch in turn")
     parser.add_argument("--tasks", type=int, default=1000, help="data: number of cached tasks")
     parser.add_argument("--versus_seqio", action="store_true", help="data: measure stock SeqIO on the same tasks too")
@@ -34,7 +35,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("zeroprompt bench --seqio_tasks needs --versus_seqio.")
     if args.versus_peft and args.what != "methods":
         raise UserError("zeroprompt bench --versus_peft goes with methods.")
-    for record in {"train": _train, "methods": _methods, "memory": _memory, "data": _data}[args.what](args):
+    if args.output is not None and args.what != "serving":
+        raise UserError("zeroprompt bench --output goes with serving.")
+    verbs = {"train": _train, "methods": _methods, "memory": _memory, "serving": _serving, "data": _data}
+    for record in verbs[args.what](args):
         print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in record.items()}), flush=True)
     return 0
 
@@ -71,6 +75,20 @@ def _memory(args: argparse.Namespace):
     from zeroprompt_jax.training import benchmark
 
     return benchmark.memory(model, args.prompt, args.batch or 8, args.inputs, args.targets)
+
+
+def _serving(args: argparse.Namespace):
+    # What a file of the user's own configures comes after, and wins.
+    config.load(["models/t5_1_1_small.gin", "methods/hint.gin", *args.gin_file], args.gin_bindings)
+    model, method = config.make("T5Config"), config.make("Experiment", data=None, train=None).method
+    from zeroprompt_jax.evaluation import benchmark
+
+    records, batch = [], args.batch or 1
+    for record in benchmark.serving(model, method, batch, args.inputs, args.targets, args.steps):
+        records.append(record)
+        yield record
+    title = f"One more batch of a known task: {batch} rows, {args.inputs} input and {args.targets} target tokens"
+    benchmark.picture(args.output or "serving.png", records, title)
 
 
 def _data(args: argparse.Namespace):

@@ -23,18 +23,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a trained task's file (zeroprompt export); may be repeated. Of the run only the backbone answers, with these "
         "tasks, in one batch",
     )
+    parser.add_argument(
+        "--module_store",
+        help="folder for what a method that reads instructions makes of them, one file per task; later runs of the same "
+        "model read it there",
+    )
     parser.add_argument("--output", required=True, help="JSONL file; what it already answers is not answered again")
 
 
 def run(args: argparse.Namespace) -> int:
     if not args.input and not args.task:
         raise UserError("zeroprompt infer needs --input FILE or --task NAME.")
+    if args.module_store and args.task_file:
+        raise UserError("--module_store keeps what a run's own method makes; tasks' files bring theirs: leave one out.")
     settings = runs.load(args)
     from zeroprompt_jax import experiment, export
 
     made = export.predictor(settings, args.task_file, args.checkpoint) if args.task_file else None
     count = experiment.infer_run(
-        settings, args.output, args.input, args.task, args.split, args.module, args.checkpoint, made
+        settings, args.output, args.input, args.task, args.split, args.module, args.checkpoint, made, args.module_store
     )
     print(f"{count:,} rows answered; {args.output}")
     return 0

@@ -19,7 +19,8 @@ VERBS = {
     "export": "write trained tasks as files of a few kB, for this package, PEFT or NumPy; or a backbone for transformers",
     "tasks": "list tasks and mixtures, their sampling proportions, and rendered examples",
     "cache": "tokenise tasks once into a store that training reads",
-    "bench": "time training steps, or the data stream of many tasks, on this machine",
+    "flops": "count what reading the instruction once saves over reading it with every input",
+    "bench": "time training steps, answers, or the data stream of many tasks, on this machine",
 }
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from zeroprompt_jax.data.batches import WORDINGS, EvalSet, Example, Features
 from zeroprompt_jax.errors import UserError, unknown
-from zeroprompt_jax.evaluation import metrics, ranking, report
+from zeroprompt_jax.evaluation import metrics, modules, ranking, report
 from zeroprompt_jax.methods.base import Method
 from zeroprompt_jax.models import decoding
 from zeroprompt_jax.models.t5 import Backbone, T5Config
@@ -308,9 +308,18 @@ def _run(
     texts = {text for i in np.flatnonzero(options) for text in examples[i].options}
     option_length = ranking.bucket(max((len(encode(text)) + 1 for text in texts), default=1), least=4)
     static = {"config": config, "method": method, "mesh": mesh}
+    jobs = _jobs(rows["encoder_input_tokens"], options, settings.batch_size, mesh)
+
+    kept = None
+    if method.reads_instructions and data.features.instructions:
+        told = rows["instruction_tokens"]
+        most = ranking.bucket(max(len(np.unique(told[job.index], axis=0)) for job in jobs))
+        kept = modules.ModuleStore(variables, config, method, data.features.instructions, most, mesh=mesh)
 
     def start(job: _Job):
         batch = {name: column[job.index] for name, column in rows.items()}
+        if kept is not None:
+            batch = kept.attach(batch)
         batch["encoder_input_tokens"] = batch["encoder_input_tokens"][:, : job.length]
         if job.options is None:
             wanted = {"strategy": settings.strategy, "max_length": data.features.targets, "eos_id": vocabulary.eos_id}
@@ -336,7 +345,7 @@ def _run(
 
     done, waiting = 0, None
     with contextlib.nullcontext() if mesh is None else partitioning.activate(mesh):
-        for job in [*_jobs(rows["encoder_input_tokens"], options, settings.batch_size, mesh), None]:
+        for job in [*jobs, None]:
             began = None if job is None else (job, start(job))
             # One batch late: the device works on the next one while the host reads and decodes this one.
             if waiting is not None:
@@ -352,7 +361,10 @@ def _place(batch: Mapping[str, np.ndarray], mesh) -> Mapping[str, Any]:
     if mesh is None:
         return batch
     sharding = partitioning.batch_sharding(mesh)
-    return {k: jax.make_array_from_callback(v.shape, sharding, v.__getitem__) for k, v in batch.items()}
+    # The module store's bank lies on the mesh already, and the place of the one task of all rows is every device's.
+    whole = {k: v for k, v in batch.items() if k == "modules" or (k == "module_places" and len(v) == 1)}
+    batch = {k: v for k, v in batch.items() if k not in whole}
+    return whole | {k: jax.make_array_from_callback(v.shape, sharding, v.__getitem__) for k, v in batch.items()}
 
 
 def _collect(out: dict[str, jax.Array], mesh) -> dict[str, jax.Array]:
@@ -363,7 +375,7 @@ def _collect(out: dict[str, jax.Array], mesh) -> dict[str, jax.Array]:
 def _begin(variables, batch, config, method):
     """What generating and ranking share: the conditioned encoder, and the target's loss under teacher forcing."""
     backbone = Backbone(config, variables["backbone"])
-    conditioning = method.condition(variables["method"], batch, backbone)
+    conditioning = modules.condition(variables, batch, method, backbone)
     source = decoding.encoded(backbone, batch["encoder_input_tokens"], conditioning)
     logits = backbone.decode(batch["decoder_input_tokens"], source, conditioning)
     weights = batch["decoder_loss_weights"]

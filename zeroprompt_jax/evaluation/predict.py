@@ -11,6 +11,8 @@ import numpy as np
 
 from zeroprompt_jax.data.batches import Features
 from zeroprompt_jax.errors import UserError, unknown
+from zeroprompt_jax.evaluation import modules
+from zeroprompt_jax.evaluation.modules import ModuleStore
 from zeroprompt_jax.evaluation.ranking import bucket, pack
 from zeroprompt_jax.methods.base import Method
 from zeroprompt_jax.models import decoding
@@ -44,6 +46,8 @@ class Predictor:
         UserError for a task it does not know.
       task_ids: task name to its number in training, for methods that keep something per task.
       batch_size: most rows at a time.
+      module_store: for a method that reads instructions, the folder that keeps what it makes of them, one file per task,
+        for later processes too; None keeps it in memory.
     """
 
     config: T5Config
@@ -54,10 +58,24 @@ class Predictor:
     instructions: Mapping[str, str] | Callable[[str], str] = dataclasses.field(default_factory=dict)
     task_ids: Mapping[str, int] | None = None
     batch_size: int = 64
+    module_store: str | None = None
 
     def __post_init__(self):
         if self.batch_size < 1:
             raise UserError(f"Predictor batch_size is {self.batch_size}; it must be at least 1.")
+        if self.module_store is not None and not self.method.reads_instructions:
+            raise UserError(f"module_store is set, but the method {type(self.method).__name__} reads no instruction.")
+
+    @functools.cached_property
+    def _modules(self) -> ModuleStore:
+        return ModuleStore(
+            self.variables,
+            self.config,
+            self.method,
+            self.features.instructions,
+            self.batch_size,
+            directory=self.module_store,
+        )
 
     def predict(
         self,
@@ -139,6 +157,8 @@ class Predictor:
 
     def _call(self, function, batch, **static) -> tuple[np.ndarray, np.ndarray]:
         try:
+            if self.method.reads_instructions and "instruction_tokens" in batch:
+                batch = self._modules.attach(batch)
             return jax.device_get(function(self.variables, batch, config=self.config, method=self.method, **static))
         except KeyError as e:
             if e.args[0] not in ("task_ids", "instruction_tokens") or e.args[0] in batch:
@@ -224,7 +244,7 @@ def _shown(text: str) -> str:
 
 def _begin(variables, batch, config, method):
     backbone = Backbone(config, variables["backbone"])
-    return backbone, method.condition(variables["method"], batch, backbone)
+    return backbone, modules.condition(variables, batch, method, backbone)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "method", "strategy", "max_length", "eos_id"))

@@ -190,7 +190,7 @@ def picture(path: Path, rows: Sequence[Row], *, title: str, metric: str = "score
     place = {"loc": "upper left", "bbox_to_anchor": (0.01, 1 - (head - 0.26) / height)}
     keys = _keys(any(row.shuffled is not None for row in rows))
     figure.legend(handles=keys, **place, ncols=3, frameon=False, fontsize=8.5, borderaxespad=0)
-    replace(path, lambda partial: figure.savefig(partial, format="png"))
+    save(figure, path)
 
 
 def _label(row: Row) -> str:
@@ -270,6 +270,11 @@ def write(
     replace(folder / "results.json", lambda partial: partial.write_text(data, encoding="utf-8"))
     picture(folder / "results.png", rows, title=title, metric=metric)
     return text
+
+
+def save(figure: Any, path: str | os.PathLike) -> None:
+    """Writes a figure as PNG, whole or not at all."""
+    replace(Path(path), lambda partial: figure.savefig(partial, format="png"))
 
 
 def replace(path: Path, write_to: Callable[[Path], Any]) -> None:

@@ -6,7 +6,8 @@ b // (B / G): G = 1 is shared by all rows, G = B is a row's own, anything betwee
 beams or answer options of one input need neither tiling nor reordering.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -118,6 +119,25 @@ class Conditioning:
     decoder: Stack = Stack()
     memory: Array | None = None
     memory_mask: Array | None = None
+
+
+_PER_LAYER = ("layer_prompt", "self_attention", "cross_attention", "mlp")
+
+
+def map_groups(function: Callable[..., Any], conditioning: Conditioning, *others: Conditioning) -> Conditioning:
+    """Applies function(axis, leaf, …) to every leaf; axis is the leaf's G: 0, or 1 behind the layers."""
+
+    def apply(path, *leaves):
+        return function(int(any(getattr(key, "name", None) in _PER_LAYER for key in path)), *leaves)
+
+    return jax.tree_util.tree_map_with_path(apply, conditioning, *others)
+
+
+def finest(conditioning: Conditioning) -> int:
+    """The fewest rows that every leaf's G divides."""
+    sizes: list[int] = []
+    map_groups(lambda axis, leaf: sizes.append(leaf.shape[axis]), conditioning)
+    return math.lcm(*sizes)
 
 
 def split_rows(x: Array, groups: int) -> Array:

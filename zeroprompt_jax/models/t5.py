@@ -126,7 +126,7 @@ def _insert_layer_prompt(x: Array, prompt: Array | None, context: _Context) -> A
     return jnp.concatenate([first, x[:, P:]], axis=1)
 
 
-def _align(x: Array, conditioning: Sublayer) -> Array:
+def align(x: Array, conditioning: Sublayer) -> Array:
     """Repeats what cross-attention reads when its keys are conditioned per finer groups of rows than it has."""
     leaves = jax.tree.leaves([conditioning.lora, conditioning.scale, conditioning.bias])
     groups = math.lcm(x.shape[0], *(leaf.shape[0] for leaf in leaves))
@@ -175,7 +175,7 @@ class DecoderLayer(nn.Module):
         if cache is not None and cache[2]:
             cross = cache[2]
         else:
-            cross = tuple(attention.keys_values(_align(z, sub), sub) for z in context.cross_inputs)
+            cross = tuple(attention.keys_values(align(z, sub), sub) for z in context.cross_inputs)
         keys = [Keys(*kv, mask) for kv, mask in zip(cross, context.cross_masks)]
         x = x + Dropout(c.dropout_rate)(attention(y, keys, sub))
 

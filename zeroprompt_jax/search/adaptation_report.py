@@ -101,7 +101,7 @@ def picture(path: Path, records: Sequence[Record], arms: Iterable[str], title: s
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     axis.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
-    report.replace(path, lambda partial: figure.savefig(partial, format="png"))
+    report.save(figure, path)
 
 
 def _colors(count: int) -> list[Any]:
