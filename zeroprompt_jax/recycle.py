@@ -76,7 +76,9 @@ def home(backbone: str | Path | Experiment, vocabulary: str | None = None) -> Ho
         params, spec = huggingface.read_t5(folder, scan_layers=True), vocabulary or str(backbone)
         if vocabulary is None and not str(backbone).startswith(pretrained.PREFIX):
             spec = _own_vocabulary(folder)
-    return Home(name, np.asarray(params["token_embedder"]["embedding"]), pieces.read(spec), fingerprint(params), _read_by(spec))
+    return Home(
+        name, np.asarray(params["token_embedder"]["embedding"]), pieces.read(spec), fingerprint(params), _read_by(spec)
+    )
 
 
 def _own_vocabulary(folder: Path) -> str:
@@ -161,7 +163,9 @@ def recycle(
     else:
         files = [task_file.read(source)]
     if target.fingerprint is None:
-        raise UserError(f"A task file names its whole backbone, and {target.name} holds embeddings alone; recycle a .npy.")
+        raise UserError(
+            f"A task file names its whole backbone, and {target.name} holds embeddings alone; recycle a .npy."
+        )
     for file in files:
         _folded(file)
         if origin.fingerprint is None or (why := file.backbone.unlike(origin.fingerprint)):

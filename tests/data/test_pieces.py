@@ -46,7 +46,9 @@ def test_words_in_order():
 def test_different_vocabularies_are_told_by_their_first_difference():
     pieces.check_same(PIECES, PIECES)
     swapped = [*PIECES[:8], PIECES[10], PIECES[9], PIECES[8], *PIECES[11:]]
-    with pytest.raises(UserError, match="A and B have different vocabularies: id 8 is '▁dog' in one, '▁cat' in the other"):
+    with pytest.raises(
+        UserError, match="A and B have different vocabularies: id 8 is '▁dog' in one, '▁cat' in the other"
+    ):
         pieces.check_same(PIECES, swapped, ("A", "B"))
     with pytest.raises(UserError, match="of 14 and 13 pieces: id 13 is '▁Dog' in one and missing"):
         pieces.check_same(PIECES, PIECES[:-1])

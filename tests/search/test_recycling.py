@@ -9,7 +9,7 @@ import pytest
 
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.search import recycling
-from zeroprompt_jax.search.recycling import Combination, Linear, Network, Procrustes, Anchors
+from zeroprompt_jax.search.recycling import Anchors, Combination, Linear, Network, Procrustes
 
 D, E = 12, 18
 CLOSED = (Linear(), Combination(), Procrustes(), Anchors())
@@ -67,7 +67,11 @@ TABLES = {
 }
 
 
-CASES = [*((kind, {}) for kind in TABLES), ("duplicated rows", {"ridge": 0.1}), ("fewer rows than width", {"bias": True})]
+CASES = [
+    *((kind, {}) for kind in TABLES),
+    ("duplicated rows", {"ridge": 0.1}),
+    ("fewer rows than width", {"bias": True}),
+]
 
 
 @pytest.mark.parametrize(("kind", "options"), CASES, ids=str)
@@ -119,7 +123,9 @@ def test_bias_is_the_intercept_and_centring_ignores_offsets():
 def test_ridge_shrinks_and_the_cutoff_drops_directions():
     size = lambda recycler: np.linalg.norm(recycling.fit(SOURCE, TARGET, recycler).arrays["kernel"])
     assert size(Linear()) > size(Linear(ridge=0.1)) > size(Linear(ridge=1.0)) > 0
-    rank = lambda cutoff: np.linalg.matrix_rank(recycling.fit(SOURCE, TARGET, Linear(cutoff)).arrays["kernel"], tol=1e-4)
+    rank = lambda cutoff: np.linalg.matrix_rank(
+        recycling.fit(SOURCE, TARGET, Linear(cutoff)).arrays["kernel"], tol=1e-4
+    )
     values = np.linalg.svd(SOURCE, compute_uv=False)
     assert rank(None) == D and rank(float(values[5] + values[6]) / 2 / values[0]) == 6
 
@@ -163,7 +169,9 @@ def test_every_epoch_sees_every_row_once(monkeypatch):
     Network(updates=7, batch=10).learn(jnp.asarray(SOURCE), jnp.asarray(TARGET))
     (batches,) = seen
     assert batches.shape == (7, 10)
-    assert sorted(batches[:5].ravel()) == list(range(50)) and not np.array_equal(batches[5:7].ravel(), batches[:2].ravel())
+    assert sorted(batches[:5].ravel()) == list(range(50)) and not np.array_equal(
+        batches[5:7].ravel(), batches[:2].ravel()
+    )
     Network(updates=3, batch=50).learn(jnp.asarray(SOURCE[:6]), jnp.asarray(TARGET[:6]))
     assert seen[1].shape == (3, 6)
 
@@ -179,7 +187,9 @@ def test_explained_variance_tells_related_tables():
 
 def test_fit_and_apply_run_under_jit():
     run = jax.jit(lambda s, t, p: recycling.apply(recycling.fit(s, t, Linear(ridge=0.1)), p))
-    np.testing.assert_allclose(run(SOURCE, TARGET, PROMPT), recycled(SOURCE, TARGET, PROMPT, Linear(ridge=0.1)), atol=1e-5)
+    np.testing.assert_allclose(
+        run(SOURCE, TARGET, PROMPT), recycled(SOURCE, TARGET, PROMPT, Linear(ridge=0.1)), atol=1e-5
+    )
 
 
 def test_refusals():
@@ -192,7 +202,10 @@ def test_refusals():
         (lambda: recycling.fit(SOURCE[:1], TARGET[:1]), "too few rows to fit a map to: 1"),
         (lambda: recycling.fit(bad, TARGET), "source's embeddings hold 1 values that are NaN"),
         (lambda: recycling.fit(SOURCE, np.inf * TARGET), "target's embeddings hold 900 values"),
-        (lambda: recycling.apply(found, TARGET), r"prompt has shape \[50, 18\], and the source's embeddings have width 12"),
+        (
+            lambda: recycling.apply(found, TARGET),
+            r"prompt has shape \[50, 18\], and the source's embeddings have width 12",
+        ),
         (lambda: recycling.apply(found, bad), "The prompt holds 1 values that are NaN"),
         (lambda: Linear(cutoff=1.0), "Linear.cutoff is 1.0"),
         (lambda: Combination(ridge=-1), "Combination.ridge is -1"),

@@ -19,7 +19,9 @@ def logits(params, config, prompt=None):
     return tiny_t5.logits(config, ENCODER, DECODER, conditioning, weights=params)
 
 
-@pytest.mark.parametrize("changes", [{}, {"scan_layers": False, "logits_via_embedding": True, "mlp_activations": ("relu",)}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"scan_layers": False, "logits_via_embedding": True, "mlp_activations": ("relu",)}]
+)
 @pytest.mark.parametrize("width", [16, 24])
 def test_a_rotated_copy_is_the_same_function(changes, width):
     config = tiny_t5.config(**changes)

@@ -21,8 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="?", help="a task file, a .npy file of a prompt, or a run's MODEL_DIR")
     parser.add_argument("output", nargs="?", help="a file of the same kind; of a run's several tasks, a folder")
     parser.add_argument("--to", help=f"the other backbone: {_BACKBONE}")
-    parser.add_argument("--from", dest="origin", help="the backbone that the prompts were trained on; a run knows its own")
-    parser.add_argument("--task", action="append", default=[], help="a task of the run; may be repeated. By default all")
+    parser.add_argument(
+        "--from", dest="origin", help="the backbone that the prompts were trained on; a run knows its own"
+    )
+    parser.add_argument(
+        "--task", action="append", default=[], help="a task of the run; may be repeated. By default all"
+    )
     parser.add_argument("--vocabulary", help="of both backbones; by default each one's own")
     parser.add_argument("--recycler", default="v2v-lin", choices=RECYCLERS, help="the kind of map (default: v2v-lin)")
     parser.add_argument(
@@ -70,6 +74,10 @@ def _sweep(args: argparse.Namespace) -> int:
     from zeroprompt_jax.training import partitioning
 
     study = config.make("RecyclingStudy")
-    partitioning.split_cpu(study.base.mesh, study.rows, study.pretraining.train.batch_size, study.base.evaluate.batch_size)
-    recycling_study.run(study, " ".join(["zeroprompt recycle --sweep", *(f"--gin_file={name}" for name in args.gin_file)]))
+    partitioning.split_cpu(
+        study.base.mesh, study.rows, study.pretraining.train.batch_size, study.base.evaluate.batch_size
+    )
+    recycling_study.run(
+        study, " ".join(["zeroprompt recycle --sweep", *(f"--gin_file={name}" for name in args.gin_file)])
+    )
     return 0

@@ -56,7 +56,9 @@ def check_same(source: Sequence[str], target: Sequence[str], names: tuple[str, s
     """Raises UserError where two vocabularies differ, naming the first id that does."""
     for i, (a, b) in enumerate(zip(source, target)):
         if a != b:
-            raise UserError(f"{names[0]} and {names[1]} have different vocabularies: id {i} is '{a}' in one, '{b}' in the other.")
+            raise UserError(
+                f"{names[0]} and {names[1]} have different vocabularies: id {i} is '{a}' in one, '{b}' in the other."
+            )
     if len(source) != len(target):
         shorter, longer = sorted((source, target), key=len)
         raise UserError(

@@ -54,7 +54,9 @@ class Recycler(abc.ABC):
 def _check_solver(recycler: Any) -> None:
     name = type(recycler).__name__
     if recycler.cutoff is not None and not 0 <= recycler.cutoff < 1:
-        raise UserError(f"{name}.cutoff is {recycler.cutoff}; it is a share of the largest singular value, from 0 to 1.")
+        raise UserError(
+            f"{name}.cutoff is {recycler.cutoff}; it is a share of the largest singular value, from 0 to 1."
+        )
     if recycler.ridge < 0:
         raise UserError(f"{name}.ridge is {recycler.ridge}; it cannot be negative.")
 
@@ -244,7 +246,9 @@ def apply(map: Map, prompt_PD: Array) -> Array:
     """Maps vectors [..., D] to [..., E]. UserError for another width, and for values that are not finite."""
     D = map.source_mean.shape[0]
     if jnp.ndim(prompt_PD) < 1 or prompt_PD.shape[-1] != D:
-        raise UserError(f"The prompt has shape {list(jnp.shape(prompt_PD))}, and the source's embeddings have width {D}.")
+        raise UserError(
+            f"The prompt has shape {list(jnp.shape(prompt_PD))}, and the source's embeddings have width {D}."
+        )
     _check_finite("prompt", prompt_PD)
     return _apply(map, prompt_PD)
 
@@ -286,4 +290,8 @@ def _norms(x: Array) -> Array:
 
 def _check_finite(what: str, array: Array) -> None:
     if not isinstance(array, jax.core.Tracer) and (count := int(np.sum(~np.isfinite(np.asarray(array, np.float32))))):
-        raise UserError(f"The {what} holds {count:,} values that are NaN or infinite.".replace("embeddings holds", "embeddings hold"))
+        raise UserError(
+            f"The {what} holds {count:,} values that are NaN or infinite.".replace(
+                "embeddings holds", "embeddings hold"
+            )
+        )

@@ -102,14 +102,32 @@ def _groups(found: Sequence[Case], models: Sequence[str], methods: Iterable[str]
 def table(records: Sequence[Any], models: Sequence[str], recyclers: Sequence[str]) -> str:
     """The printed table: for every level and method how many prompts are recycled, and what they score."""
     found = cases(records, models)
-    head = ["farther model", "method", "recycled", "95%", "> zero-shot", "score", "gain", "closed", "zero-shot", "random", "re-tuned"]
+    head = [
+        "farther model",
+        "method",
+        "recycled",
+        "95%",
+        "> zero-shot",
+        "score",
+        "gain",
+        "closed",
+        "zero-shot",
+        "random",
+        "re-tuned",
+    ]
     lines = []
     for (level, method), group in _groups(found, models, [*recyclers, COPY]).items():
         s = summary(group)
         low, high = wilson(s["recycled"], s["n"])
         points = [f"{100 * s[name]:.1f}" for name in ("zero_shot", "random", "retuned")]
         lines.append(
-            [level, method, f"{s['recycled']}/{s['n']}", f"{100 * low:.0f}–{100 * high:.0f}", f"{s['above_zero']}/{s['n']}"]
+            [
+                level,
+                method,
+                f"{s['recycled']}/{s['n']}",
+                f"{100 * low:.0f}–{100 * high:.0f}",
+                f"{s['above_zero']}/{s['n']}",
+            ]
             + [f"{100 * s['score']:.1f}", f"{100 * s['gain']:+.1f}", f"{100 * s['closed']:.0f}%", *points]
         )
     if not lines:
@@ -118,7 +136,9 @@ def table(records: Sequence[Any], models: Sequence[str], recyclers: Sequence[str
     own = [[m, *paired([c for c in found if c.key[0] != c.key[1]], m, PAPER)] for m in recyclers if m != PAPER]
     if PAPER in recyclers and any(n for *_, n in own):
         out += ["", f"Points more than {PAPER} on the same prompts, all pairs of different models:", ""]
-        out += columns([["method", "difference", "cases"], *([m, f"{100 * d:+.1f} ± {100 * h:.1f}", f"{n}"] for m, d, h, n in own)])
+        out += columns(
+            [["method", "difference", "cases"], *([m, f"{100 * d:+.1f} ± {100 * h:.1f}", f"{n}"] for m, d, h, n in own)]
+        )
     draws = max(collections.Counter(r.target for r in records if not r.source and r.method != ZERO_SHOT).values())
     out += [
         "",
@@ -150,10 +170,16 @@ def picture(path: Path, records: Sequence[Any], models: Sequence[str], recyclers
         "retuned": {"label": "re-tuned", "color": "#222222", "linestyle": "--"},
     }
     for name, style in baselines.items():
-        every = [summary([c for (at, m), g in groups.items() if at == level and m != COPY for c in g]) for level in levels]
+        every = [
+            summary([c for (at, m), g in groups.items() if at == level and m != COPY for c in g]) for level in levels
+        ]
         axis.plot(range(len(levels)), [100 * s[name] for s in every], **style)
     for i, method in enumerate(m for m in (*recyclers, COPY) if any(method == m for _, method in groups)):
-        at = [(x, 100 * summary(groups[level, method])["score"]) for x, level in enumerate(levels) if (level, method) in groups]
+        at = [
+            (x, 100 * summary(groups[level, method])["score"])
+            for x, level in enumerate(levels)
+            if (level, method) in groups
+        ]
         axis.plot(*zip(*at), marker="o", markersize=4, linewidth=1.6, color=colormaps["tab10"](i), label=method)
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     axis.set_xticks(range(len(levels)), levels, rotation=15)

@@ -173,7 +173,14 @@ def _model(study: RecyclingStudy, name: str) -> _Model:
     like = {"dtype": ours.dtype, "scan_layers": ours.scan_layers, "dropout_rate": ours.dropout_rate}
     config = dataclasses.replace(huggingface.read_config(folder), **like)
     home = recycle.home(folder, study.base.data.vocabulary)
-    return _Model(name, folder, config, huggingface.read_t5(folder, config.scan_layers), home, study.root / "prompts" / folder.name)
+    return _Model(
+        name,
+        folder,
+        config,
+        huggingface.read_t5(folder, config.scan_layers),
+        home,
+        study.root / "prompts" / folder.name,
+    )
 
 
 def _train(study: RecyclingStudy, model: _Model, initialiser: str, seed: int) -> None:
@@ -205,7 +212,9 @@ def _train(study: RecyclingStudy, model: _Model, initialiser: str, seed: int) ->
 
 def _prompts(model: _Model, initialiser: str, seed: int, step: int) -> np.ndarray:
     """Trained prompts, [N, P, D], in the order of the mixture's tasks."""
-    return checkpoint.load_run(str(model.prompts / f"{initialiser}-{seed}" / "checkpoints" / str(step)))[0]["method/prompt"]
+    return checkpoint.load_run(str(model.prompts / f"{initialiser}-{seed}" / "checkpoints" / str(step)))[0][
+        "method/prompt"
+    ]
 
 
 def _jobs(study: RecyclingStudy, models: Mapping[str, _Model], target: str) -> Iterator[tuple[Record, Callable]]:

@@ -54,7 +54,9 @@ class Rotated(Relative):
 
     def make(self, backbone, pretraining, folder):
         config = huggingface.read_config(backbone)
-        params, config = variants.rotate(huggingface.read_t5(backbone, scan_layers=False), config, self.seed, self.width)
+        params, config = variants.rotate(
+            huggingface.read_t5(backbone, scan_layers=False), config, self.seed, self.width
+        )
         if self.noise:
             params = variants.add_noise(params, self.noise, self.seed)
         huggingface.write_t5(folder, params, config, "float32")
@@ -76,7 +78,9 @@ class Trained(Relative):
 
     def __post_init__(self):
         if self.width and not self.scratch:
-            raise UserError(f"relatives.Trained '{self.name}' continues from the backbone, whose width it cannot change.")
+            raise UserError(
+                f"relatives.Trained '{self.name}' continues from the backbone, whose width it cannot change."
+            )
 
     def make(self, backbone, pretraining, folder):
         train = dataclasses.replace(

@@ -27,7 +27,9 @@ _NORMS = (
 )
 
 
-def rotate(params: Params, config: T5Config, seed: int = 0, width: int | None = None) -> tuple[dict[str, Any], T5Config]:
+def rotate(
+    params: Params, config: T5Config, seed: int = 0, width: int | None = None
+) -> tuple[dict[str, Any], T5Config]:
     """The same function in other coordinates: the residual stream is multiplied by a random Q, [D, D] orthogonal, or
     [D, width] with orthonormal rows where a larger width is given. Returns its parameters and configuration.
 
@@ -63,7 +65,9 @@ def add_noise(params: Params, amount: float, seed: int = 0) -> dict[str, Any]:
     """Adds Gaussian noise to every parameter, of `amount` standard deviations of its own array."""
     rng = np.random.default_rng(seed)
     flat = {path: np.asarray(leaf, np.float32) for path, leaf in _flat(params).items()}
-    return _tree({path: leaf + amount * leaf.std() * rng.normal(size=leaf.shape) for path, leaf in sorted(flat.items())})
+    return _tree(
+        {path: leaf + amount * leaf.std() * rng.normal(size=leaf.shape) for path, leaf in sorted(flat.items())}
+    )
 
 
 def permute_vocabulary(params: Params, first: int = 3, seed: int = 0) -> dict[str, Any]:
