@@ -1,10 +1,12 @@
 """Recycled files: what is written for the other backbone, and what is refused."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
+import safetensors
 
 from zeroprompt_jax import recycle
 from zeroprompt_jax.cli.main import main
@@ -12,11 +14,13 @@ from zeroprompt_jax.data.pieces import EnglishWords
 from zeroprompt_jax.data.vocabulary import load_vocabulary
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.interop import huggingface
+from zeroprompt_jax.methods.base import Setting
 from zeroprompt_jax.methods.lora import LoRA
 from zeroprompt_jax.methods.mpt import MPT
 from zeroprompt_jax.methods.prompt import Prompt
 from zeroprompt_jax.models import t5
 from zeroprompt_jax.search import recycling, variants
+from zeroprompt_jax.search.recycling import Linear, Network
 from zeroprompt_jax.training import task_file
 from zeroprompt_jax.training.task_file import TaskFile
 
@@ -100,13 +104,47 @@ def test_a_permuted_vocabulary_is_refused_by_its_pieces_or_explains_nothing(home
     assert recycle.fit(homes["a"], permuted, words=words).explained < 0.1
 
 
+@pytest.mark.parametrize(
+    "recycler", [Linear(bias=True), Network(updates=3, match_norms=True)], ids=["linear", "network"]
+)
+def test_a_kept_map_is_the_same_to_the_bit(homes, tmp_path, recycler):
+    np.save(tmp_path / "p.npy", draw(3, 8))
+    run = lambda name, target="b", words=WORDS, recycler=recycler: recycle.recycle(
+        tmp_path / "p.npy",
+        tmp_path / name,
+        homes[target],
+        homes["a"],
+        recycler,
+        words,
+        kept=tmp_path / "map.safetensors",
+    )
+    _, fitted = run("one.npy")
+    _, again = run("two.npy")
+    jax.tree.map(np.testing.assert_array_equal, again.map, fitted.map)
+    assert (again.map.recycler, again.ids, again.explained) == (recycler, fitted.ids, fitted.explained)
+    np.testing.assert_array_equal(np.load(tmp_path / "one.npy"), np.load(tmp_path / "two.npy"))
+    with safetensors.safe_open(tmp_path / "map.safetensors", "np") as f:
+        record = json.loads(f.metadata()["zeroprompt_jax_map"])
+    assert record["rows"] == fitted.ids and record["source"]["weights"] == homes["a"].fingerprint.weights
+    assert record["source"]["vocabulary"] == record["target"]["vocabulary"] and record["target"]["shape"] == [8192, 8]
+    for call, match in (
+        (lambda: run("x.npy", "a"), "has the target .*/b, whose embeddings .*/a has not"),
+        (lambda: run("x.npy", words=EnglishWords(0, 59)), "to 60 words, not as asked"),
+        (lambda: run("x.npy", recycler=Linear()), "was fitted as .* not as asked"),
+        (lambda: recycle.read_map(tmp_path / "p.npy", homes["a"], homes["b"]), "p.npy' holds no map"),
+    ):
+        with pytest.raises(UserError, match=match):
+            call()
+
+
 def test_refusals(homes, folders, tmp_path):
     a, b = homes["a"], homes["b"]
     save = lambda name, file: (task_file.save(file, tmp_path / name), str(tmp_path / name))[1]
     plain = save("plain.safetensors", trained(a, Prompt(length=3), {"prompt": draw(1, 3, 8)}))
     layers = Prompt(length=3, layers="add"), {"layer_prompt": {"encoder": draw(1, 1, 3, 8)}}
     layered = save("layers.safetensors", trained(a, *layers, "layered"))
-    place = {"encoder": {"self_attention": {"query": {"a": draw(1, 1, 8, 2), "b": draw(1, 1, 2, 8)}}}}
+    shapes = jax.eval_shape(lambda: LoRA().init(jax.random.key(0), Setting(CONFIG)))
+    place = jax.tree.map(lambda x: draw(*x.shape), shapes)
     lora = save("lora.safetensors", trained(a, LoRA(), place, "low-rank"))
     holed = save("holed.safetensors", trained(a, Prompt(length=3), {"prompt": np.full((1, 3, 8), np.nan, np.float32)}))
     np.save(tmp_path / "wide.npy", draw(3, 9))
@@ -130,10 +168,10 @@ def test_refusals(homes, folders, tmp_path):
         ),
         (
             lambda: run(lora, out),
-            "method LoRA of task 'low-rank' cannot be recycled: its encoder/self_attention/query/a",
+            "method LoRA of task 'low-rank' cannot be recycled: its lora/",
         ),
-        (lambda: run(holed, out), "The prompt holds 24 values that are NaN"),
-        (lambda: run(tmp_path / "holed.npy", array), "The prompt holds 24 values"),
+        (lambda: run(holed, out), "There are 24 values that are NaN or infinite in the prompt"),
+        (lambda: run(tmp_path / "holed.npy", array), "There are 24 values .* in the prompt"),
         (lambda: run(tmp_path / "wide.npy", array), r"holds shape \[3, 9\]; a prompt of .*/a is length × 8"),
         (lambda: run(tmp_path / "wide.npy", out), "holds a prompt and no task; the output '.*' must end in .npy"),
         (
@@ -182,7 +220,9 @@ def test_public_prompts(shared_data, tmp_path):
     words = EnglishWords(count=400)
     for name in ("sst2", "mrpc", "rte"):
         source = shared_data / "prompts" / f"{name}.npy"
-        (path,), fitted = recycle.recycle(source, tmp_path / f"large-{name}.npy", large, base, words=words)
+        (path,), fitted = recycle.recycle(
+            source, tmp_path / f"large-{name}.npy", large, base, words=words, kept=tmp_path / "map.safetensors"
+        )
         made, prompt = np.load(path), np.load(source)
         assert made.shape == (100, 1024) and made.dtype == np.float32
         S, Y = base.embedding[fitted.ids], large.embedding[fitted.ids]

@@ -1,13 +1,20 @@
 """Trained prompts carried from one backbone to another: task files, a run's tasks, or arrays. See `search.recycling`."""
 
 import dataclasses
+import hashlib
+import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.traverse_util
+import jax.numpy as jnp
 import numpy as np
+import safetensors
+import safetensors.numpy
 
+import zeroprompt_jax
 from zeroprompt_jax import export, pretrained
 from zeroprompt_jax.data import pieces
 from zeroprompt_jax.data.pieces import EnglishWords
@@ -23,6 +30,7 @@ from zeroprompt_jax.training import task_file
 from zeroprompt_jax.training.fingerprint import Fingerprint, fingerprint
 from zeroprompt_jax.training.task_file import TaskFile
 
+_HEADER = "zeroprompt_jax_map"
 _LEAST_TEST = 100  # rows; of fewer the share that a map explains says little
 
 
@@ -118,6 +126,81 @@ def fit(source: Home, target: Home, recycler: Recycler = Linear(), words: Englis
     return Fitted(found, ids, recycling.explained(found, source.embedding[others], target.embedding[others]))
 
 
+def save_map(fitted: Fitted, path: str | Path, source: Home, target: Home) -> None:
+    """Writes a map as a safetensors file, which says what it was fitted to, under a temporary name first."""
+    path = Path(path)
+    arrays = {f"arrays/{name}": leaf for name, leaf in fitted.map.arrays.items()}
+    arrays |= {name: getattr(fitted.map, name) for name in ("source_mean", "target_mean", "norm_ratio")}
+    recycler = fitted.map.recycler
+    record = {
+        "recycler": {"kind": type(recycler).__name__, **dataclasses.asdict(recycler)},
+        "rows": fitted.ids,
+        "explained": fitted.explained,
+        "source": _facts(source, fitted.ids),
+        "target": _facts(target, fitted.ids),
+        "version": zeroprompt_jax.__version__,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        made = {name: np.ascontiguousarray(leaf, np.float32) for name, leaf in arrays.items()}
+        safetensors.numpy.save_file(made, partial, {_HEADER: json.dumps(record, sort_keys=True)})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_map(path: str | Path, source: Home, target: Home) -> Fitted:
+    """Reads a map. UserError for a file that is none, and for a map between other backbones than these."""
+    try:
+        with safetensors.safe_open(path, "np") as f:
+            record = json.loads((f.metadata() or {})[_HEADER])
+            tensors = {name: jnp.asarray(f.get_tensor(name)) for name in f.keys()}
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError):
+        raise UserError(f"'{path}' holds no map of zeroprompt recycle.") from None
+    for name, side in (("source", source), ("target", target)):
+        if record[name]["rows"] != _facts(side, record["rows"])["rows"]:
+            raise UserError(
+                f"The map '{path}' has the {name} {record[name]['name']}, whose embeddings {side.name} has not."
+            )
+    options = dict(record["recycler"])
+    recycler = recycling.KINDS[options.pop("kind")](**options)
+    own = {name.removeprefix("arrays/"): leaf for name, leaf in tensors.items() if name.startswith("arrays/")}
+    means = (tensors[name] for name in ("source_mean", "target_mean", "norm_ratio"))
+    return Fitted(Map(recycler, own, *means), record["rows"], record["explained"])
+
+
+def _facts(side: Home, ids: Sequence[int]) -> dict[str, Any]:
+    """What a map says of a backbone; `rows` is a digest (SHA-256) of the embeddings that it is fitted to."""
+    if len(side.embedding) <= max(ids):
+        return {"rows": None}
+    rows = np.ascontiguousarray(side.embedding[ids], np.float32)
+    text = "\n".join(side.pieces).encode()
+    return {
+        "name": side.name,
+        "shape": list(side.embedding.shape),
+        "rows": hashlib.sha256(rows.tobytes()).hexdigest(),
+        "vocabulary": hashlib.sha256(text).hexdigest(),
+        "weights": side.fingerprint.weights if side.fingerprint else None,
+    }
+
+
+def _fitted(source: Home, target: Home, recycler: Recycler, words: EnglishWords, kept: str | Path | None) -> Fitted:
+    """The map that is kept, or a new one, which is kept then."""
+    if kept is None or not Path(kept).exists():
+        found = fit(source, target, recycler, words)
+        if kept is not None:
+            save_map(found, kept, source, target)
+        return found
+    found = read_map(kept, source, target)
+    pieces.check_same(source.pieces, target.pieces, (source.name, target.name))
+    if found.map.recycler != recycler or found.ids != words.choose(source.pieces):
+        raise UserError(
+            f"The map '{kept}' was fitted as {found.map.recycler} to {len(found.ids):,} words, not as asked."
+        )
+    return found
+
+
 def recycle_task(file: TaskFile, fitted: Fitted, target: Home) -> TaskFile:
     """A task for the target. What its method shares among tasks is multiplied in first, as a factor of each feature
     means something else in other coordinates. UserError for a method whose parameters are not all embeddings."""
@@ -136,6 +219,7 @@ def recycle(
     recycler: Recycler = Linear(),
     words: EnglishWords = EnglishWords(),
     tasks: Sequence[str] | None = None,
+    kept: str | Path | None = None,
 ) -> tuple[list[Path], Fitted]:
     """Recycles prompts for another backbone and writes them.
 
@@ -146,6 +230,7 @@ def recycle(
       origin: the backbone that the prompts were trained on; a run knows its own.
       recycler, words: how the map is fitted.
       tasks: of a run; None is all.
+      kept: a file that keeps the map: used where it is there, written where it is not.
 
     Returns:
       The paths written, and the map.
@@ -159,7 +244,7 @@ def recycle(
     elif origin is None:
         raise UserError(f"'{source}' does not hold the backbone that it was trained on; name it with --from.")
     elif Path(source).suffix == ".npy":
-        return _recycle_array(source, output, origin, target, recycler, words)
+        return _recycle_array(source, output, origin, target, recycler, words, kept)
     else:
         files = [task_file.read(source)]
     if target.fingerprint is None:
@@ -174,7 +259,7 @@ def recycle(
     one = len(files) == 1 and Path(output).suffix == task_file.SUFFIX
     if not one and (Path(output).suffix or not isinstance(source, Experiment)):
         raise UserError(f"The output '{output}' is neither a folder nor a file that ends in {task_file.SUFFIX}.")
-    fitted = fit(origin, target, recycler, words)
+    fitted = _fitted(origin, target, recycler, words, kept)
     paths = []
     for file in files:
         path = Path(output) if one else export.place_of(file.task, output, task_file.SUFFIX)
@@ -194,14 +279,14 @@ def _folded(file: TaskFile) -> tuple[Method, Mapping[str, Any]]:
     return method, params
 
 
-def _recycle_array(source, output, origin: Home, target: Home, recycler: Recycler, words: EnglishWords):
+def _recycle_array(source, output, origin: Home, target: Home, recycler: Recycler, words: EnglishWords, kept):
     if Path(output).suffix != ".npy":
         raise UserError(f"'{source}' holds a prompt and no task; the output '{output}' must end in .npy too.")
     prompt = read_array(source, "The prompt")
     width = origin.embedding.shape[1]
     if prompt.ndim != 2 or prompt.shape[1] != width:
         raise UserError(f"'{source}' holds shape {list(prompt.shape)}; a prompt of {origin.name} is length × {width}.")
-    fitted = fit(origin, target, recycler, words)
+    fitted = _fitted(origin, target, recycler, words, kept)
     made = np.asarray(recycling.apply(fitted.map, prompt))
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     np.save(output, made)

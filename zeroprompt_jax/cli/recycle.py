@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--vocabulary", help="of both backbones; by default each one's own")
     parser.add_argument("--recycler", default="v2v-lin", choices=RECYCLERS, help="the kind of map (default: v2v-lin)")
+    parser.add_argument("--map", help="a file that keeps the fitted map: used where it is there, else written")
     parser.add_argument(
         "--sweep", action="store_true", help="instead, measure maps between the models that --gin_file configures"
     )
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    given = [name for name in ("source", "output", "to", "origin", "vocabulary") if getattr(args, name)]
+    given = [name for name in ("source", "output", "to", "origin", "vocabulary", "map") if getattr(args, name)]
     if args.sweep:
         if given or args.task:
             raise UserError("zeroprompt recycle --sweep takes everything from --gin_file: leave the other options out.")
@@ -56,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
     # A run's configuration replaces the one before, so each is made before the next is read.
     origin = recycle.home(_backbone(args.origin), args.vocabulary) if args.origin else None
     target = recycle.home(_backbone(args.to), args.vocabulary)
-    paths, fitted = recycle.recycle(source, args.output, target, origin, *settings, tasks=args.task or None)
+    paths, fitted = recycle.recycle(
+        source, args.output, target, origin, *settings, tasks=args.task or None, kept=args.map
+    )
     shown = str(paths[0]) if len(paths) == 1 else f"{len(paths):,} tasks in {args.output}"
     tested = "" if fitted.explained is None else f", which explains {fitted.explained:.1%} of other words' embeddings"
     print(f"{shown} ({args.recycler} on {len(fitted.ids):,} words{tested})")

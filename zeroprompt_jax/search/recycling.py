@@ -211,6 +211,9 @@ class Network(Recycler):
         return hidden @ arrays["kernel_1"] + arrays["bias_1"]
 
 
+KINDS = {kind.__name__: kind for kind in (Linear, Combination, Procrustes, Anchors, Network)}
+
+
 @struct.dataclass
 class Map:
     """A fitted map. arrays: what its recycler learned. source_mean [D], target_mean [E]: zero unless `bias`. norm_ratio:
@@ -288,10 +291,6 @@ def _norms(x: Array) -> Array:
     return jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def _check_finite(what: str, array: Array) -> None:
+def _check_finite(where: str, array: Array) -> None:
     if not isinstance(array, jax.core.Tracer) and (count := int(np.sum(~np.isfinite(np.asarray(array, np.float32))))):
-        raise UserError(
-            f"The {what} holds {count:,} values that are NaN or infinite.".replace(
-                "embeddings holds", "embeddings hold"
-            )
-        )
+        raise UserError(f"There are {count:,} values that are NaN or infinite in the {where}.")
