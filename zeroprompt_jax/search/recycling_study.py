@@ -212,9 +212,12 @@ def _train(study: RecyclingStudy, model: _Model, initialiser: str, seed: int) ->
 
 def _prompts(model: _Model, initialiser: str, seed: int, step: int) -> np.ndarray:
     """Trained prompts, [N, P, D], in the order of the mixture's tasks."""
-    return checkpoint.load_run(str(model.prompts / f"{initialiser}-{seed}" / "checkpoints" / str(step)))[0][
-        "method/prompt"
-    ]
+    return _read_prompts(str(model.prompts / f"{initialiser}-{seed}" / "checkpoints" / str(step)))
+
+
+@functools.lru_cache(maxsize=256)
+def _read_prompts(step_dir: str) -> np.ndarray:
+    return checkpoint.load_run(step_dir)[0]["method/prompt"]
 
 
 def _jobs(study: RecyclingStudy, models: Mapping[str, _Model], target: str) -> Iterator[tuple[Record, Callable]]:
