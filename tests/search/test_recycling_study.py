@@ -161,7 +161,7 @@ def test_cases_are_counted_against_random_prompts_not_zero_shot():
     ]
     found = cases([*baselines(), *recycled, made("v2v-lin", 0.9, "a", "c")], ["a", "b", "c"])
     assert [(c.method, c.level, c.score) for c in found] == [
-        ("v2v-lin", "b", 0.3), ("v2v-nn", "b", 0.7), ("raw copy", "b", 0.1), ("v2v-lin", "b", 0.9)
+        ("v2v-lin", "b", 0.3), ("v2v-nn", "b", 0.7), ("raw copy", "b", 0.1), ("v2v-lin", "a", 0.9)
     ]  # fmt: skip
     assert found[0].random == pytest.approx(0.2) and found[0].bar == pytest.approx(0.38) and found[0].retuned == 0.8
     linear = summary([c for c in found if c.method == "v2v-lin"])

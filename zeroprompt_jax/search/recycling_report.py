@@ -34,7 +34,8 @@ class Case(NamedTuple):
 
 
 def cases(records: Sequence[Any], models: Sequence[str]) -> list[Case]:
-    """Every recycled or copied prompt. Its level is the farther of its two models. Targets not yet measured are left out."""
+    """Every recycled or copied prompt. Its level is the farther of its two models, and of a model with itself
+    the first. Targets not yet measured are left out."""
     zero, drawn, retuned = {}, collections.defaultdict(list), {}
     for r in records:
         if r.method == ZERO_SHOT:
@@ -48,7 +49,7 @@ def cases(records: Sequence[Any], models: Sequence[str]) -> list[Case]:
         own = retuned.get((r.target, r.initialiser, r.run, r.step))
         if not r.source or r.method == RETUNED or own is None or r.target not in zero or not drawn[r.target]:
             continue
-        level = models[max(models.index(r.source), models.index(r.target))]
+        level = models[0 if r.source == r.target else max(models.index(r.source), models.index(r.target))]
         for task, score in r.scores.items():
             values = [scores[task] for scores in drawn[r.target]]
             key = (r.source, r.target, r.initialiser, r.run, r.step, task)

@@ -48,7 +48,7 @@ class RecyclingStudy:
       base: how prompts are trained: backbone, data, method (a `Prompt` with `per_task`), optimizer, MODEL_DIR.
       pretraining: how models are trained.
       models: name to relative of the backbone, from the nearest to the farthest. A pair of models is as far apart as its
-        farther one.
+        farther one, and a model and itself as near as the first.
       recyclers: name to kind of map.
       initialisers: name to what prompts start from.
       runs: seeds of prompt training.
@@ -132,14 +132,14 @@ def run(study: RecyclingStudy, title: str = "") -> str:
     after every target. Returns the table."""
     study.base.data.register()
     study.pretraining.data.register()
+    questions = _questions(study)
     study.root.mkdir(parents=True, exist_ok=True)
     models = {name: _model(study, name) for name in study.models}
     for name in models:
         for initialiser in study.initialisers:
             for seed in range(study.runs):
                 _train(study, models[name], initialiser, seed)
-    done, questions = {r.key for r in records(study.root)}, _questions(study)
-    table = ""
+    done, table = {r.key for r in records(study.root)}, ""
     for name, model in models.items():
         todo = [(found, bank) for found, bank in _jobs(study, models, name) if found.key not in done]
         for place, (found, bank) in enumerate(todo):
@@ -277,9 +277,9 @@ def _questions(study: RecyclingStudy) -> list[_Question]:
     out = []
     for task in study.base.data.training():
         card = cards.card(task)
-        rendered = [cards.render(card, example) for example in cards.source(task).examples("test")][: study.examples]
+        rendered = [cards.render(card, example) for example in cards.source(task).examples("test")]
         answers = sorted({r.target for r in rendered})
-        for place, r in enumerate(rendered):
+        for place, r in enumerate(rendered[: study.examples]):
             others = [a for a in answers if a not in r.references]
             drawn = random.Random(f"{task}/{place}").sample(others, min(study.choices - 1, len(others)))
             # Sorted, so that the place among the options says nothing.
