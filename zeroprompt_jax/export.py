@@ -58,13 +58,16 @@ def export_run(
         raise UserError(f"--output is '{output}'; a file of the format '{format}' ends in {ending}.")
     written = []
     for file in trained_tasks(experiment, tasks, whole, checkpoint_path):
-        # Task names hold slashes, so many tasks become a tree of folders.
-        name = "/".join(part for part in file.task.split("/") if part not in ("", ".", ".."))
-        path = Path(output) if one else Path(output) / (name + ending)
+        path = Path(output) if one else place_of(file.task, output, ending)
         if jax.process_index() == 0:
             _write(file, path, format, experiment.model)
         written.append(path)
     return written
+
+
+def place_of(task: str, folder: str | Path, ending: str) -> Path:
+    """Where a task's file stands among others: task names hold slashes, so many tasks become a tree of folders."""
+    return Path(folder) / ("/".join(part for part in task.split("/") if part not in ("", ".", "..")) + ending)
 
 
 def export_backbone(

@@ -1,5 +1,6 @@
 """Times this machine: training steps of a model and of methods beside PEFT's, the memory that they are planned to take,
-answers to a known task's inputs, or the training stream of many cached tasks beside stock SeqIO's."""
+answers to a known task's inputs, the training stream of many cached tasks beside stock SeqIO's, or the fitting of maps that
+recycle prompts."""
 
 import argparse
 import json
@@ -12,10 +13,11 @@ from zeroprompt_jax.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=["train", "methods", "memory", "serving", "data"],
+        choices=list(_BENCHMARKS),
         help="train: full and prompt-only training side by side; methods: full training, prompt tuning, MPT and LoRA by "
-        "AdamW in float32; memory: what XLA plans for full and prompt-only training, without running either; "
-        "serving: one more example of a known task at several instruction lengths, beside concatenation; data: the stream",
+        "AdamW in float32; memory: what XLA plans for full and prompt-only training, without running either; serving: one "
+        "more example of a known task at several instruction lengths, beside concatenation; data: the stream; recycling: "
+        "maps from 4,000 embeddings of T5 base to those of T5 large",
     )
     config.add_arguments(parser)
     parser.add_argument("--batch", type=int, help="rows per batch (data: 64, serving: 1, else 8)")
@@ -37,8 +39,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("zeroprompt bench --versus_peft goes with methods.")
     if args.output is not None and args.what != "serving":
         raise UserError("zeroprompt bench --output goes with serving.")
-    verbs = {"train": _train, "methods": _methods, "memory": _memory, "serving": _serving, "data": _data}
-    for record in verbs[args.what](args):
+    for record in _BENCHMARKS[args.what](args):
         print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in record.items()}), flush=True)
     return 0
 
@@ -91,6 +92,12 @@ def _serving(args: argparse.Namespace):
     benchmark.picture(args.output or "serving.png", records, title)
 
 
+def _recycling(args: argparse.Namespace):
+    from zeroprompt_jax.search import recycling_benchmark
+
+    return recycling_benchmark.measure()
+
+
 def _data(args: argparse.Namespace):
     from zeroprompt_jax.data import benchmark
 
@@ -101,3 +108,13 @@ def _data(args: argparse.Namespace):
         record |= benchmark.measure_seqio(args.seqio_tasks or args.tasks, *shape)
         record["times_seqio"] = record["examples_per_s"] / record["seqio_examples_per_s"]
     yield record
+
+
+_BENCHMARKS = {
+    "train": _train,
+    "methods": _methods,
+    "memory": _memory,
+    "serving": _serving,
+    "data": _data,
+    "recycling": _recycling,
+}

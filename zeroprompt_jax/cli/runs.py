@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from zeroprompt_jax import config
@@ -26,12 +27,17 @@ def load(args: argparse.Namespace):
             raise UserError("Which run? Give its --model_dir, or the --gin_file that it was trained with.")
         config.load(args.gin_file, args.gin_bindings)
         return config.make("Experiment")
-    saved = Path(args.model_dir) / "config.gin"
+    return at(args.model_dir, args.gin_file, args.gin_bindings)
+
+
+def at(model_dir: str, gin_files: Sequence[str] = (), bindings: Sequence[str] = ()):
+    """The experiment of the run in a MODEL_DIR."""
+    saved = Path(model_dir) / "config.gin"
     if not saved.is_file():
-        near = [p.parent.name for p in Path(args.model_dir).parent.glob("*/config.gin")]
-        raise UserError(f"'{args.model_dir}' is no run: it has no config.gin.{nearest(Path(args.model_dir).name, near)}")
-    config.load([str(saved), *args.gin_file], args.gin_bindings)
+        near = [p.parent.name for p in Path(model_dir).parent.glob("*/config.gin")]
+        raise UserError(f"'{model_dir}' is no run: it has no config.gin.{nearest(Path(model_dir).name, near)}")
+    config.load([str(saved), *gin_files], bindings)
     experiment = config.make("Experiment")
     # The run may have been moved, or be read from another folder than the one it was started in.
-    train = dataclasses.replace(experiment.train, model_dir=args.model_dir)
+    train = dataclasses.replace(experiment.train, model_dir=model_dir)
     return dataclasses.replace(experiment, train=train)

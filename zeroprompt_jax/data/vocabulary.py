@@ -77,6 +77,10 @@ class Vocabulary(abc.ABC):
         return [*a, *self.separator, *b] if len(a) and len(b) else [*a, *b]
 
     @abc.abstractmethod
+    def pieces(self) -> list[str]:
+        """What every id stands for, extra ids included."""
+
+    @abc.abstractmethod
     def to_seqio(self):
         """The SeqIO vocabulary with the same ids. Imports seqio."""
 
@@ -95,6 +99,10 @@ class _Bytes(Vocabulary):
 
     def _decode(self, ids: list[int]) -> str:
         return bytes(i - 3 for i in ids if i >= 3).decode("utf-8", errors="ignore")
+
+    def pieces(self) -> list[str]:
+        extra = [f"<extra_id_{i}>" for i in reversed(range(self.extra_ids))]
+        return ["<pad>", "</s>", "<unk>", *(f"<0x{b:02X}>" for b in range(256)), *extra]
 
     def to_seqio(self):
         import seqio
@@ -141,6 +149,9 @@ class _SentencePiece(Vocabulary):
 
     def _decode(self, ids: list[int]) -> str:
         return self._model.decode(ids)
+
+    def pieces(self) -> list[str]:
+        return self._model.id_to_piece(list(range(self.size)))
 
     def to_seqio(self):
         import seqio

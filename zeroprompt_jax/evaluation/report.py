@@ -266,18 +266,23 @@ def write(
     folder = Path(directory)
     text = table(rows, metric=metric, notes=notes)
     data = json.dumps(results(rows, metric=metric, **facts), indent=2) + "\n"
-    replace(folder / "table.txt", lambda partial: partial.write_text(text, encoding="utf-8"))
-    replace(folder / "results.json", lambda partial: partial.write_text(data, encoding="utf-8"))
+    save_text(folder / "table.txt", text)
+    save_text(folder / "results.json", data)
     picture(folder / "results.png", rows, title=title, metric=metric)
     return text
 
 
 def save(figure: Any, path: str | os.PathLike) -> None:
     """Writes a figure as PNG, whole or not at all."""
-    replace(Path(path), lambda partial: figure.savefig(partial, format="png"))
+    _replace(Path(path), lambda partial: figure.savefig(partial, format="png"))
 
 
-def replace(path: Path, write_to: Callable[[Path], Any]) -> None:
+def save_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    _replace(Path(path), lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def _replace(path: Path, write_to: Callable[[Path], Any]) -> None:
     """Has `write_to` write a file beside `path`, then moves it there, so that `path` is whole at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -80,6 +80,12 @@ class Method:
         kind, _, rest = path.partition("/")
         return kind == "method" and self.logical_axes(rest)[:1] == ("task",)
 
+    def embedded(self, path: str) -> bool:
+        """Whether the parameter at `path` (without the leading 'method/') holds vectors of the token embeddings' space,
+        [..., D], which a map between two models' embeddings carries over."""
+        del path
+        return False
+
     def condition(self, params: Mapping[str, Any], batch: Batch, backbone: Backbone) -> Conditioning:
         """Turns the method's parameters and the batch (task ids, instruction tokens) into conditioning."""
         del params, batch, backbone

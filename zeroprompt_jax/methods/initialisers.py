@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -130,15 +131,7 @@ class File(Initialiser):
     path: str
 
     def make(self, rng, setting, shape):
-        try:
-            found = np.load(self.path, allow_pickle=False)
-        except FileNotFoundError:
-            raise UserError(f"File.path: there is no file '{self.path}'.") from None
-        except (OSError, ValueError, EOFError) as e:
-            raise UserError(f"File.path: '{self.path}' is not an array in NumPy's .npy format ({e}).") from None
-        if not isinstance(found, np.ndarray):
-            raise UserError(f"File.path: '{self.path}' is an archive of several arrays; give a .npy file of one.")
-        return _fitting(found, self.path, shape)
+        return _fitting(read_array(self.path, "File.path"), self.path, shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +182,19 @@ class FromRun(Initialiser):
         if self.task not in found.tasks:
             raise unknown("task in FromRun", self.task, found.tasks)
         return _fitting(found.params["prompt"][list(found.tasks).index(self.task)], self.run, shape)
+
+
+def read_array(path: str | Path, what: str) -> np.ndarray:
+    """The array of a .npy file. UserError, naming the option `what`, for anything else."""
+    try:
+        found = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{what}: there is no file '{path}'.") from None
+    except (OSError, ValueError, EOFError) as e:
+        raise UserError(f"{what}: '{path}' is not an array in NumPy's .npy format ({e}).") from None
+    if not isinstance(found, np.ndarray):
+        raise UserError(f"{what}: '{path}' is an archive of several arrays; give a .npy file of one.")
+    return found
 
 
 def _encode(setting: Setting, text: str) -> np.ndarray:

@@ -62,6 +62,9 @@ class Prompt(Bank):
                 return ("task", "layers", "prompt", "prompt_embed")
         return super().logical_axes(path)
 
+    def embedded(self, path):
+        return self.layers is None  # what a later layer reads is no embedding
+
     def build(self, groups):
         def stack(name):
             if name not in self.stacks:

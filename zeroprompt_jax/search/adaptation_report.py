@@ -113,7 +113,7 @@ def _colors(count: int) -> list[Any]:
 def write(root: Path, records: Sequence[Record], stages: Iterable[str], arms: Iterable[str], title: str) -> str:
     """Writes table.txt and results.png; returns the table."""
     text = table(records, stages, arms)
-    report.replace(root / "table.txt", lambda partial: partial.write_text(text, encoding="utf-8"))
+    report.save_text(root / "table.txt", text)
     if any(r["shots"] is not None for r in records):
         picture(root / "results.png", records, arms, title or root.name)
     return text

@@ -169,7 +169,7 @@ def write(
 ) -> str:
     """Writes table.txt and results.png; returns the table."""
     text = table(records, stages, arms, reference)
-    report.replace(root / "table.txt", lambda partial: partial.write_text(text, encoding="utf-8"))
+    report.save_text(root / "table.txt", text)
     if _known(records, arms):
         picture(root / "results.png", records, arms, title or root.name)
     return text

@@ -36,21 +36,27 @@ class Run(NamedTuple):
 
 
 def read(root: Path) -> list[Record]:
-    """What has been measured; every record has `seed`, `arm` and `run`, the label."""
+    """What has been measured."""
     path = root / "records.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
+def append(root: Path, found: Sequence[Record]) -> None:
+    """Adds records, all or none."""
+    text = "".join(json.dumps(record) + "\n" for record in [*read(root), *found])
+    report.save_text(root / "records.jsonl", text)
+
+
 def complete(root: Path, seed: int, runs: Sequence[Run], measure: Callable[[Experiment], Sequence[Record]]) -> None:
-    """Runs those of a seed that are not yet recorded, and records each when it is finished, all of it or nothing."""
+    """Runs those of a seed that are not yet recorded, and records each when it is finished: what `measure` found, with
+    `seed`, `arm` and `run`, its label."""
     done = {(r["arm"], r["run"]) for r in read(root) if r["seed"] == seed}
     for place, (arm, label, made) in enumerate(runs, 1):
         if (arm, label) in done:
             continue
         print(f"Seed {seed}, {place} of {len(runs)}: {arm}{label and f', {label}'}.", file=sys.stderr)
         found = [{"seed": seed, "arm": arm, "run": label, **record} for record in measure(made)]
-        text = "".join(json.dumps(record) + "\n" for record in [*read(root), *found])
-        report.replace(root / "records.jsonl", lambda partial: partial.write_text(text, encoding="utf-8"))
+        append(root, found)
 
 
 def result(made: Experiment) -> tuple[Evaluation, dict[str, float]]:

@@ -1,0 +1,6 @@
+"""Lets the tests of this folder import a neighbour's helper: tiny_t5."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "models"))

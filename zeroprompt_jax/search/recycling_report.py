@@ -1,0 +1,203 @@
+"""The recycling study's table and picture.
+
+A prompt counts as recycled when it scores above the 95th percentile of random prompts on the same target and task: to beat
+a model without a prompt is easy, as random prompts do so often.
+"""
+
+import collections
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from zeroprompt_jax.evaluation import report
+from zeroprompt_jax.search.adaptation_report import columns
+
+ZERO_SHOT, RETUNED, COPY = "zero-shot", "re-tuned", "raw copy"
+PAPER = "v2v-nn"  # what other recyclers are compared with, case by case
+_QUANTILE = 95
+
+
+class Case(NamedTuple):
+    """A recycled prompt of one task, with what it is compared with on its target. bar: the percentile of random
+    prompts; random: their mean; retuned: prompts trained on the target for as many steps."""
+
+    level: str
+    method: str
+    key: tuple  # of the prompt and the target, whatever recycled it
+    score: float
+    zero_shot: float
+    random: float
+    bar: float
+    retuned: float
+
+
+def cases(records: Sequence[Any], models: Sequence[str]) -> list[Case]:
+    """Every recycled or copied prompt. Its level is the farther of its two models, and of a model with itself
+    the first. Targets not yet measured are left out."""
+    zero, drawn, retuned = {}, collections.defaultdict(list), {}
+    for r in records:
+        if r.method == ZERO_SHOT:
+            zero[r.target] = r.scores
+        elif r.method == RETUNED:
+            retuned[r.target, r.initialiser, r.run, r.step] = r.scores
+        elif not r.source:
+            drawn[r.target].append(r.scores)
+    out = []
+    for r in records:
+        own = retuned.get((r.target, r.initialiser, r.run, r.step))
+        if not r.source or r.method == RETUNED or own is None or r.target not in zero or not drawn[r.target]:
+            continue
+        level = models[0 if r.source == r.target else max(models.index(r.source), models.index(r.target))]
+        for task, score in r.scores.items():
+            values = [scores[task] for scores in drawn[r.target]]
+            key = (r.source, r.target, r.initialiser, r.run, r.step, task)
+            bar = float(np.percentile(values, _QUANTILE))
+            out.append(Case(level, r.method, key, score, zero[r.target][task], float(np.mean(values)), bar, own[task]))
+    return out
+
+
+def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95% interval of a share of k among n (Wilson 1927)."""
+    p, scale = k / n, 1 + z**2 / n
+    middle, half = (p + z**2 / (2 * n)) / scale, z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / scale
+    return float(max(middle - half, 0)), float(min(middle + half, 1))
+
+
+def summary(found: Sequence[Case]) -> dict[str, float]:
+    """Of the cases of one kind: `n`; `recycled` and `above_zero`, counts; `score`, `zero_shot`, `random`, `retuned`, means;
+    `gain` over random prompts; `closed`, the share of the way from random to re-tuned prompts."""
+    mean = lambda name: float(np.mean([getattr(c, name) for c in found]))
+    means = {name: mean(name) for name in ("score", "zero_shot", "random", "retuned")}
+    gain, room = means["score"] - means["random"], means["retuned"] - means["random"]
+    return {
+        "n": len(found),
+        "recycled": sum(c.score > c.bar for c in found),
+        "above_zero": sum(c.score > c.zero_shot for c in found),
+        **means,
+        "gain": gain,
+        "closed": gain / room if room > 0 else float("nan"),
+    }
+
+
+def paired(found: Sequence[Case], method: str, other: str) -> tuple[float, float, int]:
+    """Mean difference of two methods on the same prompts, half its 95% interval as if cases were independent, and their
+    number."""
+    scores = {(c.method, c.level, c.key): c.score for c in found}
+    own = [(s, scores.get((other, level, key))) for (m, level, key), s in scores.items() if m == method]
+    values = np.array([a - b for a, b in own if b is not None])
+    if not len(values):
+        return 0.0, 0.0, 0
+    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return float(values.mean()), float(half), len(values)
+
+
+def _groups(found: Sequence[Case], models: Sequence[str], methods: Iterable[str]):
+    of = collections.defaultdict(list)
+    for c in found:
+        of[c.level, c.method].append(c)
+    return {(level, m): of[level, m] for level in models for m in methods if of[level, m]}
+
+
+def table(records: Sequence[Any], models: Sequence[str], recyclers: Sequence[str]) -> str:
+    """The printed table: for every level and method how many prompts are recycled, and what they score."""
+    found = cases(records, models)
+    head = [
+        "farther model",
+        "method",
+        "recycled",
+        "95%",
+        "> zero-shot",
+        "score",
+        "gain",
+        "closed",
+        "zero-shot",
+        "random",
+        "re-tuned",
+    ]
+    lines = []
+    for (level, method), group in _groups(found, models, [*recyclers, COPY]).items():
+        s = summary(group)
+        low, high = wilson(s["recycled"], s["n"])
+        points = [f"{100 * s[name]:.1f}" for name in ("zero_shot", "random", "retuned")]
+        lines.append(
+            [
+                level,
+                method,
+                f"{s['recycled']}/{s['n']}",
+                f"{100 * low:.0f}–{100 * high:.0f}",
+                f"{s['above_zero']}/{s['n']}",
+            ]
+            + [f"{100 * s['score']:.1f}", f"{100 * s['gain']:+.1f}", f"{100 * s['closed']:.0f}%", *points]
+        )
+    if not lines:
+        return "No pair of models is measured yet.\n"
+    out = columns([head, *lines])
+    own = [[m, *paired([c for c in found if c.key[0] != c.key[1]], m, PAPER)] for m in recyclers if m != PAPER]
+    if PAPER in recyclers and any(n for *_, n in own):
+        out += ["", f"Points more than {PAPER} on the same prompts, all pairs of different models:", ""]
+        out += columns(
+            [["method", "difference", "cases"], *([m, f"{100 * d:+.1f} ± {100 * h:.1f}", f"{n}"] for m, d, h, n in own)]
+        )
+    draws = max(collections.Counter(r.target for r in records if not r.source and r.method != ZERO_SHOT).values())
+    out += [
+        "",
+        f"Rank accuracy in points of 100. recycled: prompts above the {_QUANTILE}th percentile of {draws} random prompts of "
+        "the same target and task;",
+        "95%: Wilson's interval, as if cases were independent, which those of one pair of models are not. gain: over the mean "
+        "random prompt.",
+        "closed: share of the way from random to re-tuned prompts.",
+    ]
+    return "\n".join(out) + "\n"
+
+
+def picture(path: Path, records: Sequence[Any], models: Sequence[str], recyclers: Sequence[str], title: str) -> None:
+    """Mean score against the distance of the models, a line per method, between random and re-tuned prompts."""
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    groups = _groups(cases(records, models), models, [*recyclers, COPY])
+    if not groups:
+        return
+    levels = [level for level in models if any(at == level for at, _ in groups)]
+    figure = Figure(figsize=(9, 5.2), dpi=150, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.add_subplot()
+    baselines: Mapping[str, dict[str, Any]] = {
+        "zero_shot": {"label": "zero-shot", "color": "#999999", "linestyle": ":"},
+        "random": {"label": "random prompts", "color": "#222222", "linestyle": ":"},
+        "retuned": {"label": "re-tuned", "color": "#222222", "linestyle": "--"},
+    }
+    for name, style in baselines.items():
+        every = [
+            summary([c for (at, m), g in groups.items() if at == level and m != COPY for c in g]) for level in levels
+        ]
+        axis.plot(range(len(levels)), [100 * s[name] for s in every], **style)
+    for i, method in enumerate(m for m in (*recyclers, COPY) if any(method == m for _, method in groups)):
+        at = [
+            (x, 100 * summary(groups[level, method])["score"])
+            for x, level in enumerate(levels)
+            if (level, method) in groups
+        ]
+        axis.plot(*zip(*at), marker="o", markersize=4, linewidth=1.6, color=colormaps["tab10"](i), label=method)
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    axis.set_xticks(range(len(levels)), levels, rotation=15)
+    axis.set_xlabel("the farther of source and target")
+    axis.set_ylabel("mean rank accuracy on the target, points of 100")
+    axis.set_ylim(0, 101)
+    axis.grid(axis="y", color="#e4e4e4", linewidth=0.8)
+    axis.set_axisbelow(True)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    axis.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
+    report.save(figure, path)
+
+
+def write(root: Path, records: Sequence[Any], models: Sequence[str], recyclers: Sequence[str], title: str) -> str:
+    """Writes table.txt and results.png; returns the table."""
+    text = table(records, models, recyclers)
+    report.save_text(root / "table.txt", text)
+    picture(root / "results.png", records, models, recyclers, title or root.name)
+    return text
