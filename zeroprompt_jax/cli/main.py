@@ -15,10 +15,11 @@ VERBS = {
     "eval": "score a checkpoint on registered tasks",
     "infer": "read JSONL or TSV and write predictions and scores as JSONL, in order",
     "adapt": "compare methods on few-shot targets, with their source stages, over seeds",
+    "search": "search better wordings of tasks by a genetic algorithm, with or without labels",
     "export": "write trained tasks as files of a few kB, for this package, PEFT or NumPy; or a backbone for transformers",
     "tasks": "list tasks and mixtures, their sampling proportions, and rendered examples",
     "cache": "tokenise tasks once into a store that training reads",
-    "bench": "time training steps, or the data stream of many tasks, on this machine",
+    "bench": "time training steps, the data stream of many tasks, or the scoring of wordings, on this machine",
 }
 
 

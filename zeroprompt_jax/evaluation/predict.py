@@ -44,6 +44,7 @@ class Predictor:
         UserError for a task it does not know.
       task_ids: task name to its number in training, for methods that keep something per task.
       batch_size: most rows at a time.
+      lengths: input lengths to compile for besides `features.inputs`; by default 32 and its multiples by powers of two.
     """
 
     config: T5Config
@@ -54,6 +55,7 @@ class Predictor:
     instructions: Mapping[str, str] | Callable[[str], str] = dataclasses.field(default_factory=dict)
     task_ids: Mapping[str, int] | None = None
     batch_size: int = 64
+    lengths: Sequence[int] = ()
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -193,11 +195,17 @@ class Predictor:
             rows.append(row)
         return rows, names
 
+    def _padded(self, length: int) -> int:
+        """The length that an input of so many tokens is padded to."""
+        if not self.lengths:
+            return min(bucket(length, _SHORT), self.features.inputs)
+        return min((n for n in self.lengths if length <= n < self.features.inputs), default=self.features.inputs)
+
     def _batches(self, rows, names, columns, *keys) -> Iterator[tuple[np.ndarray, int, dict[str, np.ndarray]]]:
         """Yields (numbers of the texts, how many of them count, batch). Texts of one batch agree in `keys` and in their
         padded length, so that no text's shape depends on another text."""
         f = self.features
-        lengths = np.array([min(bucket(len(r["encoder_input_tokens"]), _SHORT), f.inputs) for r in rows], int)
+        lengths = np.array([self._padded(len(r["encoder_input_tokens"])) for r in rows], int)
         named = np.array([name is not None for name in names], bool)
         groups: dict[tuple, list[int]] = {}
         for i, key in enumerate(zip(lengths.tolist(), named.tolist(), *(k.tolist() for k in keys))):

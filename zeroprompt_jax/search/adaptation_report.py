@@ -36,12 +36,12 @@ def table(records: Sequence[Record], stages: Iterable[str], arms: Iterable[str])
     lines = [[a, f"{trained[a]:,.0f}", *(_spread(cells[a, k]) if (a, k) in cells else "-" for k in shots)] for a in arms]
     if arms:
         lines.append(["baseline", "0", *(f"{np.mean(baselines[arms[0], k]):.1f}" for k in shots)])
-    out = _columns([head, *lines]) if arms else []
+    out = columns([head, *lines]) if arms else []
     if stages:
         own = [["source tasks", "trained/task", "all examples"]]
         own += [[s, f"{trained[s]:,.0f}", _spread(cells[s, None])] for s in stages]
         own += [["baseline", "0", f"{np.mean(baselines[stages[0], None]):.1f}"]]
-        out += ["", *_columns(own)] if out else _columns(own)
+        out += ["", *columns(own)] if out else columns(own)
     seeds = len({r["seed"] for r in records})
     targets = len({r["task"] for r in records if r["shots"] is not None})
     sources = len({r["task"] for r in records if r["shots"] is None})
@@ -54,7 +54,8 @@ def table(records: Sequence[Record], stages: Iterable[str], arms: Iterable[str])
     return "\n".join(out) + "\n"
 
 
-def _columns(lines: Sequence[Sequence[str]]) -> list[str]:
+def columns(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells as aligned text, the first column to the left."""
     widths = [max(map(len, column)) for column in zip(*lines)]
     return [
         "  ".join([f"{line[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(line[1:], widths[1:]))]) for line in lines
