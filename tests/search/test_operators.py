@@ -9,7 +9,7 @@ import pytest
 from zeroprompt_jax.data.vocabulary import load_vocabulary
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.models import t5
-from zeroprompt_jax.models.decoding import Beam, Greedy, Sample
+from zeroprompt_jax.models.decoding import Beam, Sample
 from zeroprompt_jax.search import operators
 from zeroprompt_jax.search.operators import BackTranslation, Cloze, Continuation, Crossover, Synonyms
 from zeroprompt_jax.search.writer import Writer
@@ -119,25 +119,25 @@ def test_crossover_joins_a_beginning_and_an_end():
 
 
 @pytest.fixture(scope="module")
-def writer():
+def writer(compile_fast):
     return Writer(CONFIG, jax.jit(lambda: t5.init(CONFIG, jax.random.key(0)))(), V, batch_size=4)
 
 
-@pytest.mark.parametrize("strategy", [Sample(top_p=0.9), Beam(2), Greedy()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("strategy", [Sample(top_p=0.9), Beam(2)], ids=lambda s: type(s).__name__)
 def test_what_is_written_depends_on_row_and_seed_alone(writer, strategy):
-    rows = [V.encode(text) for text in ("one", "another", "a longer text than these", "two", "six")]
-    samples = 1 if isinstance(strategy, Greedy) else 2
-    want = writer.write(rows, [5, 6, 7, 8, 9], strategy, 5, samples)
-    assert all(len(own) == samples and all(len(ids) <= 5 and 1 not in ids for ids in own) for own in want)
+    rows = [V.encode(text) for text in ("one", "another", "a longer one", "two", "six")]
+    want = writer.write(rows, [5, 6, 7, 8, 9], strategy, 5, 2)
+    assert all(len(own) == 2 and all(len(ids) <= 5 and 1 not in ids for ids in own) for own in want)
     order = [3, 0, 4, 2, 1]
-    assert writer.write([rows[i] for i in order], [5 + i for i in order], strategy, 5, samples) == [want[i] for i in order]
-    again = writer.write(rows[1:2], [60], strategy, 5, samples)
+    assert writer.write([rows[i] for i in order], [5 + i for i in order], strategy, 5, 2) == [want[i] for i in order]
+    again = writer.write(rows[1:2], [60], strategy, 5, 2)
     assert (again != want[1:2]) == isinstance(strategy, Sample)
 
 
 def test_children_are_a_parents_own(writer):
-    draw, parents = random.Random(0), ["say the first word", "name one X1 thing", "what is it now"]
-    for operator in (Cloze(3, max_length=4), Continuation(2, max_length=4), Synonyms((("say", "name", "it"),))):
+    draw, parents = random.Random(0), ["say X1 it", "name it", "it is"]
+    continuation = Continuation(2, "{wording}", strategy=Sample(top_p=0.9), max_length=5)
+    for operator in (Cloze(2, max_length=5), continuation, Synonyms((("say", "name", "it"),))):
         seeds = [draw.getrandbits(32) for _ in parents]
         want = operator.propose(parents, seeds, writer)
         assert operator.propose(parents[1:2], seeds[1:2], writer) == want[1:2]
