@@ -1,11 +1,10 @@
 """Procedural tasks to search wordings for: held-out tasks, worded as no training task is, answered by choice.
 
-The tasks are the targets of `procedural_adaptation`, 16 tasks of 16 types that the packaged backbone was not trained on.
-Their wordings here are written by hand in words that the suite's templates do not use; `TaskCard.instructions` hold them,
-and the suite's own manner of asking does not occur. An input brings its answers: the task's own options where it has
-some, else the right one and what other tasks of its type, those of the same operation first, answer to the same input.
-So the input does not tell which is right, only the wording does. Importing this module registers the tasks as `search/…`
-and the mixture `procedural_search`.
+The tasks are the targets of `procedural_adaptation`, 16 tasks of 16 types that the packaged backbone was not trained
+on. Their wordings here are written by hand as the suite never asks, each with a word that no training wording has. An
+input brings its answers: the task's own options where it has some, else the right one and what other tasks of its type,
+those of the same operation first, answer to the same input. So the input does not tell which is right, only the wording
+does. Importing this module registers the tasks as `search/…` and the mixture `procedural_search`.
 
 `synonyms` is a small thesaurus of everyday words, for `operators.Synonyms`. It is the suite's author's: it holds the
 templates' words among others, so that a search with it can find them.

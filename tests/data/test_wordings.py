@@ -20,8 +20,14 @@ def fill(wording, card=CARD, limit=100, **fields):
 
 
 def test_an_instruction_stands_before_the_rendered_input():
-    assert fill("Is it?") == "Is it? " + cards.render(CARD, EXAMPLE).input == "Is it? text: a long story of a fox (yes; no)"
+    assert fill("Is it?") == "Is it? text: a long story of a fox (yes; no)"
     assert fill("") == cards.render(CARD, EXAMPLE).input
+
+
+def test_tokens_are_those_that_training_reads():
+    v, card = load_vocabulary("packaged:t5_tiny"), cards.TaskCard("t", "t", ("",), input_template=": {input}")
+    text = wordings.fill(card, "find the colour.", {"input": "dog red hat", "target": ""}, (), v, 50)
+    assert v.encode(text) == v.join(v.encode("find the colour."), v.encode(": dog red hat"))
 
 
 def test_a_wording_with_placeholders_is_the_whole_prompt():
@@ -41,7 +47,7 @@ def test_only_the_input_is_cut(wording):
         text = fill(wording, limit=limit)
         kept = limit - (len(whole) - len(EXAMPLE["input"]))
         assert text == whole.replace(EXAMPLE["input"], EXAMPLE["input"][:kept]) and len(V.encode(text)) <= limit
-    with pytest.raises(UserError, match="its options alone are 1 tokens longer"):
+    with pytest.raises(UserError, match="its options alone are 1 tokens above"):
         fill(wording, limit=len(whole) - len(EXAMPLE["input"]) - 1)
 
 

@@ -36,13 +36,14 @@ def _parts(card: TaskCard, wording: str) -> list[tuple[str, str]]:
         if text:
             out.append(("", text))
         if field is not None:
-            out.append((field, "{" + field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"))
+            how = (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+            out.append((field, f"{{{field}{how}}}"))
     return out
 
 
 def check(card: TaskCard, wording: str, vocabulary: Vocabulary, limit: int) -> None:
-    """Raises UserError where a wording cannot serve a task: it leaves out a field of the card's input, or its own tokens
-    leave no room for the input in `limit`."""
+    """Raises UserError where a wording cannot serve a task: it leaves out a field of the card's input, or its own
+    tokens leave no room for the input in `limit`."""
     named = {field for field, _ in _parts(card, wording)}
     for field, _ in _parts(card, ""):
         if field and field != _OPTIONS and field not in named:
@@ -66,8 +67,8 @@ def fill(
     vocabulary: Vocabulary,
     limit: int,
 ) -> str:
-    """The prompt of an example under a wording, in at most `limit` tokens (EOS not counted). Only fields of the input are
-    ever cut, the longest first and at their ends; the wording and the listed options stay whole.
+    """The prompt of an example under a wording, in at most `limit` tokens (EOS not counted). Only fields of the input
+    are ever cut, the longest first and at their ends; the wording and the listed options stay whole.
 
     Raises:
       UserError: a field that the example lacks, or a wording and options that alone are too long.
@@ -85,15 +86,15 @@ def fill(
         longest = max(inputs, key=lambda i: len(tokens[i]))
         if not tokens[longest]:
             raise UserError(
-                f"Task '{card.name}': the wording '{wording}' and its options alone are {over} tokens longer than {limit}."
+                f"Task '{card.name}': the wording '{wording}' and its options alone are {over} tokens above {limit}."
             )
         texts[longest] = vocabulary.decode(tokens[longest][: max(len(tokens[longest]) - over, 0)])
     return "".join(texts)
 
 
 def hide(wording: str, options: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """Puts a mark (X1, X2, …) for every placeholder and every answer option in a wording, so that what rewrites its words
-    cannot change them. Returns the marked text and what each mark stands for."""
+    """Puts a mark (X1, X2, …) for every placeholder and every answer option in a wording, so that what rewrites its
+    words cannot change them. Returns the marked text and what each mark stands for."""
     words = sorted(options, key=len, reverse=True)
     pattern = "|".join([r"\{[A-Za-z_]\w*\}", *(rf"(?<!\w){re.escape(word)}(?!\w)" for word in words if word)])
     taken, marks = set(_MARK.findall(wording)), {}
@@ -110,8 +111,7 @@ def hide(wording: str, options: Sequence[str]) -> tuple[str, dict[str, str]]:
 
 
 def show(text: str, marks: Mapping[str, str]) -> str | None:
-    """The wording behind a rewritten marked text; None unless it has every mark once and neither another placeholder, nor
-    another brace."""
+    """The wording behind a rewritten marked text; None unless it has every mark once and no other brace."""
     found = [mark for mark in _MARK.findall(text) if mark in marks]
     if sorted(found) != sorted(marks) or "{" in text or "}" in text:
         return None

@@ -23,13 +23,14 @@ CARD = cards.TaskCard("bench", "bench", ("",))
 
 
 def examples(count: int, options: int, tokens: int, seed: int = 0) -> Examples:
-    """Random words, about `tokens` of them an example, to be answered by one of `options` answers of one to three words."""
+    """Random words, about `tokens` of them an example, and `options` answers of one to three words."""
     draw = random.Random(seed)
     text = lambda n: " ".join(draw.choice(_WORDS) for _ in range(n))
     made = []
     for _ in range(count):
         listed = tuple(f"{word} {text(draw.randint(0, 2))}".strip() for word in draw.sample(_WORDS, options))
-        made.append({"input": text(draw.randint(tokens * 3 // 4, tokens * 5 // 4)), "target": listed[0], "options": listed})
+        given = text(draw.randint(tokens * 3 // 4, tokens * 5 // 4))
+        made.append({"input": given, "target": listed[0], "options": listed})
     return Examples.of(CARD, made)
 
 
@@ -63,7 +64,9 @@ def measure(
     encoder tokens; `search_compile_s`; and the analytic `tflop` of a bare round.
     """
     params = jax.jit(lambda: t5.init(config, jax.random.key(0)))()
-    inputs = 2 * tokens + 32
+    task, names = examples(count, options, tokens), population(wordings)
+    used = np.array([len(vocabulary.encode(f"{w} {e['input']}")) + 1 for w in names for e in task.fields])
+    inputs = int(used.max())
     predictor = Predictor(
         config,
         {"backbone": params, "method": {}},
@@ -73,8 +76,6 @@ def measure(
         batch_size=batch,
         lengths=lengths(inputs),
     )
-    task, names = examples(count, options, tokens), population(wordings)
-    used = np.array([len(vocabulary.encode(f"{w} {e['input']}")) + 1 for w in names for e in task.fields])
     padded = np.array([predictor._padded(n) for n in used])
     answers = max(len(vocabulary.encode(text)) + 1 for own in task.options for text in own)
     rng = np.random.default_rng(0)

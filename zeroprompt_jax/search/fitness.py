@@ -1,8 +1,8 @@
 """Fitness of wordings: labels of a small development set, pseudo-labels from an ensemble, or the right label's score.
 
-A fitness is a frozen dataclass with `labels` (whether it reads right answers), `targets(first_WEO, gold_E)`, called once
-with the first population's scores, and `value(scores_EO, target_E)`. Scores are log-likelihoods of answer options, -inf for
-absent ones: W wordings, E examples, O options.
+A fitness is a frozen dataclass with `labels` (whether it reads right answers), `targets(first_WEO, gold_E)`, called
+once with the first population's scores, and `value(scores_EO, target_E)`. Scores are log-likelihoods of answer options,
+-inf for absent ones: W wordings, E examples, O options.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ class MeanLogit:
 
 @dataclasses.dataclass(frozen=True)
 class PseudoLabel:
-    """Accuracy against the first population's own majority: the option with the largest probability on the mean over its
+    """Accuracy against the first population's own majority: the option with the largest mean probability over its
     wordings (as Zero-Label Prompt Selection labels data). Right answers are never read. Where all first wordings are at
     chance, it selects nothing of worth."""
 

@@ -1,11 +1,11 @@
 """Genetic prompt search over the wordings of one task: score, keep the best, breed, until the last generation.
 
-Source: Xu et al. 2022, "GPS: Genetic Prompt Search for Efficient Few-shot Learning" (arXiv 2210.17041). Every wording that
-was ever scored is in the archive, and the best of the archive is what a search finds: a good first wording is not lost,
-and the archive's best and top-K mean never fall, whatever a generation does.
+Source: Xu et al. 2022, "GPS: Genetic Prompt Search for Efficient Few-shot Learning" (arXiv 2210.17041). Every wording
+that was ever scored is in the archive, and the best of the archive is what a search finds: a good first wording is not
+lost, and the archive's best and top-K mean never fall, whatever a generation does.
 
-The state is one JSON file, replaced as a whole. A search that was stopped at any point goes on to the same result, since
-what operators draw depends on (seed, generation, parent, operator) alone.
+The state is one JSON file, replaced as a whole. A search that was stopped at any point goes on to the same result,
+since what operators draw depends on (seed, generation, parent, operator) alone.
 """
 
 import dataclasses
@@ -38,8 +38,8 @@ class Genetic:
       fitness: what is selected by.
       generations: bred after the first population.
       keep: K, wordings of a generation that have children; None is the size of the first population.
-      parents: `generation`: the K best of the last generation's own, as GPS; `archive`: the K best of all so far. Where a
-        generation has no children its parents try again.
+      parents: `generation`: the K best of the last generation's own, as GPS; `archive`: the K best of all so far. Where
+        a generation has no children its parents try again.
       unique: reject a wording that any earlier generation had. False, as in GPS's released code, rejects only copies of
         the parents and among siblings; a wording that returns is not scored again.
       rescore: score every generation's kept wordings once more at the end, as GPS's paper describes; the best by these
@@ -160,8 +160,8 @@ def ranked(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def progress(state: State, keep: int) -> list[dict[str, Any]]:
-    """Per generation: `best` and `top` (mean of the K best, but of no more than came first) of the archive so far, `own`,
-    the best of those that it brought (None where it brought none), and `scored`, how many those are."""
+    """Per generation: `best` and `top` (mean of the K best, but of no more than came first) of the archive so far,
+    `own`, the best of those that it brought (None where it brought none), and `scored`, how many those are."""
     out, so_far = [], []
     keep = min(keep, sum(r["generation"] == 0 for r in state.archive))
     for generation in range(state.generation + 1):

@@ -1,12 +1,12 @@
 """Operators of the genetic prompt search: what makes new wordings of old ones.
 
 An operator is a frozen dataclass with `propose(parents, seeds, writer)`: for each parent a list of new texts, which
-depend on the parent, its seed and (for crossover) the other parents alone. Parents come with marks (X1, X2, …) where they
-name placeholders or answer options; the search puts these back and rejects a text that lost or repeated one. Your own
-operator needs no more than that: a class of your module, named in a config after `import` and `@gin.configurable`.
+depend on the parent, its seed and (for crossover) the other parents alone. Parents come with marks (X1, X2, …) where
+they name placeholders or answer options; the search puts these back and rejects a text that lost or repeated one. Your
+own operator needs no more than that: a class of your module with `@gin.configurable`, that a config imports.
 
-Source: Xu et al. 2022, "GPS: Genetic Prompt Search for Efficient Few-shot Learning" (arXiv 2210.17041): back-translation,
-cloze and sentence continuation. The synonym table and crossover are extensions.
+Source: Xu et al. 2022, "GPS: Genetic Prompt Search for Efficient Few-shot Learning" (arXiv 2210.17041):
+back-translation, cloze and sentence continuation. The synonym table and crossover are extensions.
 """
 
 import dataclasses
@@ -22,8 +22,9 @@ from zeroprompt_jax.models.decoding import Greedy, Sample, Strategy
 from zeroprompt_jax.search import writer as writers
 from zeroprompt_jax.search.writer import Writer
 
-# GPS's eleven; codes and names of them differ between translators, so that `languages` is the user's.
-LANGUAGES = ("Chinese", "Japanese", "Korean", "French", "Spanish", "Italian", "Russian", "German", "Arabic", "Greek", "Cantonese")
+# GPS's eleven.
+_LANGUAGES = "Chinese Japanese Korean French Spanish Italian Russian German Arabic Greek Cantonese"
+LANGUAGES = tuple(_LANGUAGES.split())
 
 
 class Operator(Protocol):
@@ -111,8 +112,8 @@ class Continuation:
     Attributes:
       children: samples per parent.
       prompt: what the model is given, with {wording}; what it writes up to a quotation mark is the new wording.
-      sentinel: whether a sentinel stands where the model is to write, as a T5 trained on span corruption alone needs; not
-        for an LM-adapted one.
+      sentinel: whether a sentinel stands where the model is to write, as a T5 trained on span corruption alone needs;
+        not for an LM-adapted one.
       strategy: how it is sampled.
       max_length: most tokens of a sample, EOS included.
     """
@@ -154,8 +155,8 @@ class BackTranslation:
     """Translates a wording to other languages and back.
 
     Attributes:
-      translate: `translate(texts, source, target)` gives the translated texts; or a directory in Hugging Face layout of a
-        T5 that follows "translate English to German: …", as the original T5 does for German, French and Romanian.
+      translate: `translate(texts, source, target)` gives the translated texts; or a directory in Hugging Face layout of
+        a T5 that follows "translate English to German: …", as the original T5 does for German, French and Romanian.
       languages: one new wording for each.
       source: the wordings' own language.
       max_length: most tokens of a translation by a T5, EOS included.
@@ -190,8 +191,8 @@ class Synonyms:
     """Swaps words for others of a table.
 
     Attributes:
-      table: groups of words or phrases that may stand for each other; or a text file with a group per line, separated by
-        commas.
+      table: groups of words or phrases that may stand for each other; or a text file with a group per line, separated
+        by commas.
       children: per parent.
       most: words swapped at once.
     """
@@ -250,8 +251,8 @@ class Crossover:
             mates = [mate.split() for i, mate in enumerate(parents) if i != place]
             own = []
             for _ in range(self.children if mates and len(words) > 1 else 0):
-                mate = draw.choice(mates)
-                own.append(" ".join([*words[: draw.randint(1, len(words) - 1)], *mate[draw.randint(0, len(mate) - 1) :]]))
+                mate, cut = draw.choice(mates), draw.randint(1, len(words) - 1)
+                own.append(" ".join([*words[:cut], *mate[draw.randint(0, len(mate) - 1) :]]))
             out.append(own)
         return out
 

@@ -19,27 +19,31 @@ def means(records: Sequence[Record], kind: str, split: str) -> float:
 
 
 def table(records: Sequence[Record]) -> str:
-    """A line per task: accuracy on the development set / on the test examples, of three wordings; then the means, what was
-    found, and what it cost."""
+    """A line per task: accuracy on the development set / on the test examples, of three wordings; then the means, what
+    it cost, and what was found."""
     pair = lambda r, kind: f"{100 * r[kind]['dev']:.1f} / {100 * r[kind]['test']:.1f}"
     lines = [["task", *(f"{name}, dev / test" for name in KINDS.values()), "chance", "wordings"]]
     for r in records:
-        lines.append([r["task"], *(pair(r, kind) for kind in KINDS), f"{100 * r['chance']['test']:.1f}", f"{r['wordings']}"])
+        lines.append(
+            [r["task"], *(pair(r, kind) for kind in KINDS), f"{100 * r['chance']['test']:.1f}", f"{r['wordings']}"]
+        )
     mean = [f"{means(records, kind, 'dev'):.1f} / {means(records, kind, 'test'):.1f}" for kind in KINDS]
     chance = 100 * np.mean([r["chance"]["test"] for r in records])
-    lines.append([f"mean of {len(records)}", *mean, f"{chance:.1f}", f"{np.mean([r['wordings'] for r in records]):.0f}"])
+    lines.append(
+        [f"mean of {len(records)}", *mean, f"{chance:.1f}", f"{np.mean([r['wordings'] for r in records]):.0f}"]
+    )
     rises = {split: means(records, "found", split) - means(records, "first", split) for split in ("dev", "test")}
     lost = sum(r["found"]["dev"] < r["manual"]["dev"] for r in records)
     labels = {r["labels"] for r in records}
     out = [
         *columns(lines),
         "",
-        f"Accuracy in points of 100. Found against first: {rises['dev']:+.1f} dev, {rises['test']:+.1f} test; below the best "
-        f"manual wording on dev: {lost} of {len(records)} tasks.",
+        f"Accuracy in points of 100. Found against first: {rises['dev']:+.1f} dev, {rises['test']:+.1f} test; below the "
+        f"best manual wording on dev: {lost} of {len(records)} tasks.",
         f"Selected by {' and '.join(sorted({r['fitness'] for r in records}))}, labels used per task: "
         f"{' to '.join(str(n) for n in sorted({min(labels), max(labels)}))}.",
         f"Cost: {sum(r['wordings'] * r['examples'] for r in records):,} prompts scored, "
-        f"{sum(r['tflop'] for r in records):.3g} TFLOP, {sum(r['minutes'] for r in records):.1f} minutes with breeding.",
+        f"{sum(r['tflop'] for r in records):.3g} TFLOP, {sum(r['minutes'] for r in records):.1f} minutes in all.",
         "",
     ]
     for r in records:
@@ -60,7 +64,11 @@ def picture(path: Path, records: Sequence[Record], title: str) -> None:
     else:
         unit, scale = "nats", 1
     length = min(len(r["progress"]) for r in records)
-    for key, name, style in (("best", "archive best", "-"), ("top", "archive top-K mean", "--"), ("own", "generation best", ":")):
+    for key, name, style in (
+        ("best", "archive best", "-"),
+        ("top", "archive top-K mean", "--"),
+        ("own", "generation best", ":"),
+    ):
         # A generation without new wordings keeps what it had.
         rows = [_carried([g[key] for g in r["progress"][:length]]) for r in records]
         left.plot(range(length), scale * np.mean(rows, axis=0), style, marker="o", markersize=4, label=name)
@@ -72,7 +80,9 @@ def picture(path: Path, records: Sequence[Record], title: str) -> None:
     for y, r in enumerate(order):
         right.plot([100 * r["first"]["test"], 100 * r["found"]["test"]], [y, y], color="#bbbbbb", zorder=1)
     for kind, color in (("first", "#999999"), ("manual", "#1f77b4"), ("found", "#d62728")):
-        right.scatter([100 * r[kind]["test"] for r in order], range(len(order)), s=22, color=color, label=KINDS[kind], zorder=2)
+        right.scatter(
+            [100 * r[kind]["test"] for r in order], range(len(order)), s=22, color=color, label=KINDS[kind], zorder=2
+        )
     right.set_yticks(range(len(order)), [r["task"] for r in order], fontsize=7)
     right.set_xlabel("test accuracy, points of 100")
     right.set_xlim(-2, 102)

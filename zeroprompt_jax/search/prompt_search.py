@@ -37,11 +37,11 @@ class PromptSearch:
     """Which tasks' wordings are searched, and how.
 
     Attributes:
-      base: the experiment whose model answers and writes: `initial_checkpoint_path`, model, method, data, MODEL_DIR. The
-        tasks are those of its mixture; each must have answer options.
+      base: the experiment whose model answers and writes: `initial_checkpoint_path`, model, method, data, MODEL_DIR.
+        The tasks are those of its mixture; each must have answer options.
       genetic: the search.
-      start: the first population: a card's `held_out` wordings (where it has any, else its training wordings), `train`, or
-        `all`.
+      start: the first population: a card's `held_out` wordings (where it has any, else its training wordings), `train`,
+        or `all`.
       dev_examples: of a task's training examples, drawn by the seed; fewer where it has fewer.
       stratified: as many of each answer as its share of the training examples, rounded up, so that a few more may be
         drawn; for tasks with fixed options, as GPS's released code draws them.
@@ -99,8 +99,8 @@ def scores(predictor: Predictor, card: TaskCard, examples: Examples, names: Sequ
 
 
 def lengths(inputs: int) -> tuple[int, ...]:
-    """Input lengths that prompts are padded to: multiples of 8, of 16 from 64 on, of 32 from 128 on and so forth, so that
-    little is computed on padding and few shapes are compiled."""
+    """Input lengths that prompts are padded to: multiples of 8, of 16 from 64 on, of 32 from 128 on and so forth, so
+    that little is computed on padding and few shapes are compiled."""
     out, length = [], 8
     while length < inputs:
         out.append(length)
@@ -155,7 +155,7 @@ def search_task(study: PromptSearch, name: str, predictor: Predictor, writer: Wr
         card.options,
         lambda wording: wordings.check(card, wording, predictor.vocabulary, limit),
         name,
-        f"{source.fingerprint} {study.dev_examples} {study.stratified} {study.base.train.initial_checkpoint_path}",
+        f"{source.fingerprint} {study.dev_examples} {study.stratified} {limit} {_model_of(study)}",
     )
     state = genetic.search(settings, problem, writer, path)
     manual = genetic.ranked([r for r in state.archive if r["generation"] == 0])[0]
@@ -169,7 +169,9 @@ def search_task(study: PromptSearch, name: str, predictor: Predictor, writer: Wr
         "task": name,
         "type": card.type,
         **{kind: {"wording": w, **{split: a[w] for split, a in accuracies.items()}} for kind, w in chosen.items()},
-        "chance": {split: float(np.mean([1 / len(o) for o in e.options])) for split, e in (("dev", dev), ("test", test))},
+        "chance": {
+            split: float(np.mean([1 / len(o) for o in e.options])) for split, e in (("dev", dev), ("test", test))
+        },
         "progress": genetic.progress(state, settings.keep or len(first)),
         "fitness": type(settings.fitness).__name__,
         "labels": len(dev.gold_E) if settings.fitness.labels else 0,
@@ -229,9 +231,15 @@ def _tflop(predictor: Predictor, card: TaskCard, examples: Examples, names: Sequ
     return flops.score(predictor.config, *shape, len(answers) / len(examples.options)) / 1e12
 
 
+def _model_of(study: PromptSearch) -> str:
+    """What tells the model that is searched with."""
+    base = study.base
+    return f"{base.train.initial_checkpoint_path} {base.train.seed} {genetic.describe(base.method)} {base.model}"
+
+
 def _same(root: Path, study: PromptSearch) -> None:
     """Raises UserError where MODEL_DIR holds records of another study."""
-    identity = genetic.describe(dataclasses.replace(study, base=None)) + f" {study.base.data.mixture}"
+    identity = f"{genetic.describe(dataclasses.replace(study, base=None))} {study.base.data.mixture} {_model_of(study)}"
     saved = root / "study.json"
     if saved.exists() and json.loads(saved.read_text(encoding="utf-8")) != identity:
         raise UserError(f"{root} holds another prompt search; give another MODEL_DIR.")

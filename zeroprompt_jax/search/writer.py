@@ -37,8 +37,8 @@ class Writer:
         """The id that stands for the hole of this number."""
         if number >= self.vocabulary.extra_ids:
             raise UserError(
-                f"The vocabulary '{self.vocabulary.spec}' has {self.vocabulary.extra_ids} extra ids; filling {number + 1} "
-                f"holes needs as many and one. Write '{self.vocabulary.spec}:100' for T5's hundred."
+                f"The vocabulary '{self.vocabulary.spec}' has {self.vocabulary.extra_ids} extra ids, too few for "
+                f"{number + 1} holes. Write '{self.vocabulary.spec}:100' for T5's hundred."
             )
         return self.vocabulary.size - 1 - number
 
@@ -121,7 +121,9 @@ def load(path: str) -> Writer:
     Raises UserError where there is none."""
     config = checkpoint.pretrained_config(path)
     if config is None:
-        raise UserError(f"'{path}' is no directory of a T5 in Hugging Face layout (config.json, .safetensors, spiece.model).")
+        raise UserError(
+            f"'{path}' is no directory of a T5 in Hugging Face layout (config.json, .safetensors, spiece.model)."
+        )
     shapes = states.flatten({"backbone": jax.eval_shape(lambda: t5.init(config, jax.random.key(0)))})
     params = states.unflatten(checkpoint.load_params(path, shapes))["backbone"]
     vocabulary = path if path.startswith("packaged:") else f"{path}/spiece.model:100"
