@@ -70,10 +70,17 @@ def test_hidden_parts_come_back_and_only_whole():
     wording = "In {input}, X1 is {options}? Say yes, yesterday no no."
     text, marks = wordings.hide(wording, OPTIONS)
     assert text == "In X2, X1 is X3? Say X4, yesterday X5 X6."
-    assert wordings.show(text, marks) == wording
-    assert wordings.show("X6 X5 X4 X3 X2, indeed", marks) == "no no yes {options} {input}, indeed"
-    for spoilt in ("X2 X3 X4 X5", text + " X2", text + " {input}", text + " }", text.replace("X4", "x4")):
-        assert wordings.show(spoilt, marks) is None
+    assert wordings.show(text, marks, OPTIONS) == wording
+    assert wordings.show("X6 X5 X4 X3 X2, indeed", marks, OPTIONS) == "no no yes {options} {input}, indeed"
+    for spoilt in (
+        "X2 X3 X4 X5",
+        text + " X2",
+        text + " {input}",
+        text + " }",
+        text + " yes",
+        text.replace("X4", "x4"),
+    ):
+        assert wordings.show(spoilt, marks, OPTIONS) is None
     assert wordings.is_mark("X4,") and not wordings.is_mark("yes")
 
 
@@ -88,12 +95,12 @@ def test_no_random_rewriting_changes_what_is_hidden():
                 case 0:
                     words.pop(draw.randrange(len(words)))
                 case 1:
-                    words.insert(draw.randrange(len(words)), draw.choice([*marks, "{input}", "new", "{"]))
+                    words.insert(draw.randrange(len(words)), draw.choice([*marks, "{input}", "no", "new", "{"]))
                 case 2:
                     draw.shuffle(words)
                 case 3:
                     words[draw.randrange(len(words))] = "other"
-        child = wordings.show(" ".join(words), marks)
+        child = wordings.show(" ".join(words), marks, OPTIONS)
         if child is not None:
             shown += 1
             assert sorted(wordings.placeholders(child)) == ["input", "options"]

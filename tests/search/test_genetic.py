@@ -149,7 +149,7 @@ def test_placeholders_and_options_never_change(tmp_path):
     hostile = Says(
         (
             "", "no such thing", "X1 X1 X2 X3 again", "X3 and X1", "{input} X1 X2 X3 is", "X1 { X2 X3", "yes X1 X2",
-            "x1 X2 X3 it", "{other} X1 X2 X3", "X1, then X3 or X2 it is", "{parent} please",
+            "x1 X2 X3 it", "{other} X1 X2 X3", "X1 X2 X3 or no", "X1, then X3 or X2 it is", "{parent} please",
         )
     )  # fmt: skip
     asked = Scorer()

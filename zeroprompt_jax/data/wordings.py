@@ -110,10 +110,10 @@ def hide(wording: str, options: Sequence[str]) -> tuple[str, dict[str, str]]:
     return re.sub(pattern, mark, wording), marks
 
 
-def show(text: str, marks: Mapping[str, str]) -> str | None:
-    """The wording behind a rewritten marked text; None unless it has every mark once and no other brace."""
+def show(text: str, marks: Mapping[str, str], options: Sequence[str]) -> str | None:
+    """The wording behind a rewritten marked text; None unless it has every mark once and no other option or brace."""
     found = [mark for mark in _MARK.findall(text) if mark in marks]
-    if sorted(found) != sorted(marks) or "{" in text or "}" in text:
+    if sorted(found) != sorted(marks) or "{" in text or "}" in text or hide(text, options)[1]:
         return None
     return _MARK.sub(lambda mark: marks.get(mark[0], mark[0]), text)
 

@@ -187,7 +187,7 @@ def breed(settings: Genetic, problem: Problem, state: State, writer: Writer | No
             raise UserError(f"The operator {name} gave children for {len(proposed)} of {len(parents)} parents.")
         for parent, (_, marks), texts in zip(parents, hidden, proposed):
             for text in texts:
-                child = wordings.show(" ".join(text.split()), marks)
+                child = wordings.show(" ".join(text.split()), marks, problem.options)
                 if child is None or len(child.split()) < _LEAST_WORDS or normalise(child) in taken:
                     continue
                 try:

@@ -92,8 +92,9 @@ def scores(predictor: Predictor, card: TaskCard, examples: Examples, names: Sequ
         for name in names
         for fields, options in zip(examples.fields, examples.options)
     ]
-    found = predictor.score(prompts, [*examples.options] * len(names))
     most = max(map(len, examples.options))
+    longest = max(len(predictor.vocabulary.encode(text)) + 1 for own in examples.options for text in own)
+    found = predictor.score(prompts, [*examples.options] * len(names), shape=(most, longest))
     rows = [row + [-math.inf] * (most - len(row)) for row in found]
     return np.array(rows).reshape(len(names), len(examples.options), most)
 
