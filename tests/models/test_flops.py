@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from zeroprompt_jax.models import flops, t5
+from zeroprompt_jax.models import decoding, flops, t5
 from zeroprompt_jax.models.conditioning import Adapter, Conditioning, LowRank, Prefix, Stack, Sublayer, projections
 from zeroprompt_jax.models.lowering import lower
 from zeroprompt_jax.models.objectives import cross_entropy
 
-B, T, S, P = 2, 24, 16, 8
+B, T, S, P, O = 2, 24, 16, 8, 3
 
 
 def counted(function, *args) -> float:
@@ -51,6 +51,14 @@ def test_flops_agree_with_xla(activations, tied):
     frozen = counted(jax.grad(loss, argnums=1), params, prompt)
     assert frozen == pytest.approx(flops.train(config, B, T, S, P, frozen=True), rel=0.15)
     assert flops.forward(config, 3 * B, T, S) == 3 * flops.forward(config, B, T, S)
+
+    def rank(params):
+        options = np.ones((B, O, S), np.int32)
+        return decoding.score(t5.Backbone(config, params), encoder, Conditioning(), options).sum
+
+    assert counted(rank, params) == pytest.approx(flops.score(config, B, T, S, O), rel=0.15)
+    assert flops.score(config, B, T, S, 1) == flops.forward(config, B, T, S)
+    assert flops.score(config, B, T, S, O) < 0.9 * O * flops.forward(config, B, T, S)  # so the encoder's share shows
 
 
 def test_flops_of_each_part_of_a_conditioning_agree_with_xla():

@@ -1,6 +1,6 @@
 """Times this machine: training steps of a model and of methods beside PEFT's, the memory that they are planned to take,
-answers to a known task's inputs, the training stream of many cached tasks beside stock SeqIO's, or the fitting of maps that
-recycle prompts."""
+answers to a known task's inputs, the training stream of many cached tasks beside stock SeqIO's, the scoring of wordings, or the
+fitting of maps that recycle prompts."""
 
 import argparse
 import json
@@ -14,17 +14,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         choices=list(_BENCHMARKS),
-        help="train: full and prompt-only training side by side; methods: full training, prompt tuning, MPT and LoRA by "
-        "AdamW in float32; memory: what XLA plans for full and prompt-only training, without running either; serving: one "
-        "more example of a known task at several instruction lengths, beside concatenation; data: the stream; recycling: "
-        "maps from 4,000 embeddings of T5 base to those of T5 large",
+        help="; ".join(f"{name}: {what}" for name, (_, what) in _BENCHMARKS.items()),
     )
     config.add_arguments(parser)
-    parser.add_argument("--batch", type=int, help="rows per batch (data: 64, serving: 1, else 8)")
+    parser.add_argument("--batch", type=int, help="rows per batch (data, search: 64, serving: 1, else 8)")
     parser.add_argument("--inputs", type=int, default=128, help="encoder tokens")
     parser.add_argument("--targets", type=int, default=32, help="decoder tokens")
     parser.add_argument("--prompt", type=int, default=100, help="soft prompt length")
-    parser.add_argument("--steps", type=int, default=5, help="train, methods, serving: timed steps; the median counts")
+    parser.add_argument(
+        "--steps", type=int, default=5, help="train, methods, serving, search: timed rounds; the median counts"
+    )
     parser.add_argument("--output", help="serving: the picture (default: serving.png)")
     parser.add_argument("--versus_peft", action="store_true", help="methods: the same steps with PEFT on torch in turn")
     parser.add_argument("--tasks", type=int, default=1000, help="data: number of cached tasks")
@@ -39,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("zeroprompt bench --versus_peft goes with methods.")
     if args.output is not None and args.what != "serving":
         raise UserError("zeroprompt bench --output goes with serving.")
-    for record in _BENCHMARKS[args.what](args):
+    measure, _ = _BENCHMARKS[args.what]
+    for record in measure(args):
         print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in record.items()}), flush=True)
     return 0
 
@@ -110,11 +110,21 @@ def _data(args: argparse.Namespace):
     yield record
 
 
+def _search(args: argparse.Namespace):
+    model = _model(args, "small")
+    from zeroprompt_jax.data.vocabulary import load_vocabulary
+    from zeroprompt_jax.search import prompt_benchmark
+
+    rows = args.batch or 64
+    yield prompt_benchmark.measure(model, load_vocabulary("packaged:t5_tiny"), batch=rows, rounds=args.steps)
+
+
 _BENCHMARKS = {
-    "train": _train,
-    "methods": _methods,
-    "memory": _memory,
-    "serving": _serving,
-    "data": _data,
-    "recycling": _recycling,
+    "train": (_train, "full and prompt-only training side by side"),
+    "methods": (_methods, "full training, prompt tuning, MPT and LoRA by AdamW in float32"),
+    "memory": (_memory, "what XLA plans for full and prompt-only training, without running either"),
+    "serving": (_serving, "one more example of a known task at several instruction lengths, beside concatenation"),
+    "data": (_data, "the stream of many tasks"),
+    "search": (_search, "64 wordings on 32 examples of 4 options beside bare forward passes"),
+    "recycling": (_recycling, "maps from 4,000 embeddings of T5 base to those of T5 large"),
 }

@@ -16,12 +16,13 @@ VERBS = {
     "infer": "read JSONL or TSV and write predictions and scores as JSONL, in order",
     "adapt": "compare methods on few-shot targets, with their source stages, over seeds",
     "compare": "compare experiments on the same tests over seeds, with the stages that they start from",
+    "search": "search better wordings of tasks by a genetic algorithm, with or without labels",
     "recycle": "carry trained prompts to another backbone with the same vocabulary, without training",
     "export": "write trained tasks as files of a few kB, for this package, PEFT or NumPy; or a backbone for transformers",
     "tasks": "list tasks and mixtures, their sampling proportions, and rendered examples",
     "cache": "tokenise tasks once into a store that training reads",
     "flops": "count what reading the instruction once saves over reading it with every input",
-    "bench": "time training steps, answers, or the data stream of many tasks, on this machine",
+    "bench": "time training steps, answers, the data stream of many tasks and more, on this machine",
 }
 
 

@@ -70,3 +70,11 @@ def train(config: T5Config, batch: int, inputs: int, targets: int, prompt: int =
     """FLOPs of a training step: the backward pass costs two forwards, one when the backbone is frozen (gradients of
     activations but not of weights). Rematerialisation is not counted: it is not useful work."""
     return forward(config, batch, inputs, targets, prompt) * (2 if frozen else 3)
+
+
+def score(config: T5Config, batch: int, inputs: int, targets: int, options: float) -> float:
+    """FLOPs of the log-likelihoods of `options` answers (on average) of `targets` tokens for each of `batch` inputs: the
+    encoder, and the projections of its output for cross-attention, once for all of them."""
+    one = forward(config, batch, inputs, targets)
+    shared = forward(config, batch, inputs, 0)
+    return shared + options * (one - shared)
