@@ -91,6 +91,11 @@ class ModuleStore:
         self._static["memory"] = 0 if full is None else full.shape[1]
         self._shapes = jax.eval_shape(functools.partial(_make, **self._static), variables, _tokens(1, length))
         self._directory = None if directory is None else Path(directory)
+        if self._directory is not None:
+            try:
+                self._directory.mkdir(parents=True, exist_ok=True)
+            except OSError as e:
+                raise UserError(f"The module store's directory {directory} cannot be made ({e.strerror}).") from None
         self._ways = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
         whole = None if mesh is None else partitioning.replicated(mesh)
         self._write = jax.jit(_write, donate_argnums=0, out_shardings=whole)
@@ -211,7 +216,6 @@ class ModuleStore:
     def _save(self, task: bytes, made: Conditioning) -> None:
         path = self.path(task)
         tensors = {name: jnp.asarray(leaf) for (name, _), leaf in zip(describe(made), jax.tree.leaves(made))}
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             safetensors.flax.save_file(tensors, partial, {_HEADER: self._header(task)})
