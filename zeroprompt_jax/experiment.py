@@ -198,15 +198,21 @@ def check_instructions(experiment: Experiment) -> None:
         )
 
 
+def divided(experiment: Experiment) -> dict[str, int]:
+    """What must divide over the devices that hold rows, by name. An instruction of grouped batches must lie on one device
+    with its rows, so that a process makes whole groups."""
+    settings, data = experiment.train, experiment.data
+    sizes = {"batch_size": settings.batch_size // settings.accumulate}
+    if data.batching == "grouped":
+        sizes["Instruction groups per micro-batch:"] = data.instruction_groups // settings.accumulate
+    return {**sizes, "Evaluate.batch_size": experiment.evaluate.batch_size}
+
+
 def check_rows(experiment: Experiment) -> None:
-    """Raises UserError where the rows of a batch do not divide over the mesh. An instruction of grouped batches must lie
-    on one device with its rows, so that a process makes whole groups."""
-    mesh, settings = experiment.mesh.build(), experiment.train
-    partitioning.check_batch(mesh, settings.batch_size // settings.accumulate)
-    if experiment.data.batching == "grouped":
-        groups = experiment.data.instruction_groups // settings.accumulate
-        partitioning.check_batch(mesh, groups, "Instruction groups per micro-batch:")
-    partitioning.check_batch(mesh, experiment.evaluate.batch_size, "Evaluate.batch_size")
+    """Raises UserError where the rows of a batch do not divide over the mesh."""
+    mesh = experiment.mesh.build()
+    for what, size in divided(experiment).items():
+        partitioning.check_batch(mesh, size, what)
 
 
 def train(experiment: Experiment, config_text: str = "", title: str = "") -> Evaluation | None:

@@ -12,14 +12,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config.load(args.gin_file, args.gin_bindings)
+    from zeroprompt_jax import experiment
     from zeroprompt_jax.search import comparison
     from zeroprompt_jax.training import partitioning
 
     study = config.make("Comparison")
     every = [*study.stages.values(), *study.arms.values()]
-    batches = [made.train.batch_size // made.train.accumulate for made in every]
-    # The instructions of grouped batches lie on the devices of their rows.
-    batches += [made.data.instruction_groups for made in every if made.data.batching == "grouped"]
-    partitioning.split_cpu(every[0].mesh, *batches, *(made.evaluate.batch_size for made in every))
+    partitioning.split_cpu(every[0].mesh, *(size for made in every for size in experiment.divided(made).values()))
     comparison.run(study, " ".join(["zeroprompt compare", *(f"--gin_file={name}" for name in args.gin_file)]))
     return 0

@@ -15,8 +15,7 @@ def run(args: argparse.Namespace) -> int:
     from zeroprompt_jax.training import partitioning
 
     settings = config.make("Experiment")
-    rows = settings.train.batch_size // settings.train.accumulate
-    partitioning.split_cpu(settings.mesh, rows, settings.evaluate.batch_size)
+    partitioning.split_cpu(settings.mesh, *experiment.divided(settings).values())
     title = " ".join(["zeroprompt train", *(f"--gin_file={name}" for name in args.gin_file)])
     experiment.train(settings, config.resolved(), f"{title} ({settings.train.steps:,} steps)")
     return 0
