@@ -70,7 +70,7 @@ def runs(comparison: Comparison, seed: int) -> list[Run]:
     """The runs of a seed, stages first."""
     root = Path(comparison.model_dir)
     return [
-        Run(name, "", _experiment(made, seed, root, f"{kind}/{name.replace('/', '_')}"))
+        Run(name, "", _experiment(made, seed, root, f"{kind}/{name}"))
         for kind, every in (("stages", comparison.stages), ("arms", comparison.arms))
         for name, made in every.items()
     ]
