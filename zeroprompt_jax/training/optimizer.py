@@ -62,7 +62,7 @@ class Optimizer:
     decay_offset, of adafactor: the second moments decay at step n as at step n - decay_offset of a fresh run; so -N goes
     on where training of N steps ended. decay_offsets: path regex -> another offset, such as {'method/.*': 0} for a fresh
     hypernetwork on a backbone of 1,100,000 steps (HINT; T5X counts on from the checkpoint's step, so there it is the
-    hypernetwork that has an offset).
+    hypernetwork that has an offset). A checkpoint brings parameters, not moments: those begin at zero whatever the offset.
     """
 
     name: str = "adafactor"
@@ -132,7 +132,6 @@ class Optimizer:
                     {str(n): self._adafactor(rate, n) for n in every}, lambda params: {path: offset(path) for path in params}
                 )
         return tx if self.clip_norm is None else optax.chain(optax.clip_by_global_norm(self.clip_norm), tx)
-
 
     def _adafactor(self, rate: Callable[[jax.Array], jax.Array], decay_offset: int) -> optax.GradientTransformation:
         adafactor = optax.adafactor(
