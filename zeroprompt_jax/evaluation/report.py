@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 GROUPS = {
     "unseen_types": "Unseen types",
     "unseen_tasks": "Unseen tasks of seen types",
@@ -39,7 +41,6 @@ class Row:
     shuffled: float | None = None
     examples: int = 0
     more: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
 
     @property
     def family_count(self) -> int:
@@ -270,6 +271,21 @@ def write(
     save_text(folder / "results.json", data)
     picture(folder / "results.png", rows, title=title, metric=metric)
     return text
+
+
+def align(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table, the first column to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return [
+        "  ".join([f"{line[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(line[1:], widths[1:]))]).rstrip()
+        for line in lines
+    ]
+
+
+def spread(values: Sequence[float], digits: int = 1, signed: bool = False) -> str:
+    """Mean ± standard deviation over seeds; of one seed the value alone."""
+    mean = f"{np.mean(values):{'+' if signed else ''}.{digits}f}"
+    return mean + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
 
 
 def save(figure: Any, path: str | os.PathLike) -> None:

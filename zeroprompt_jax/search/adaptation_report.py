@@ -21,12 +21,6 @@ def by_arm(records: Iterable[Record], key: str = "score") -> Cells:
     return {place: [float(np.mean(v)) for _, v in sorted(seeds.items())] for place, seeds in cells.items()}
 
 
-def spread(values: Sequence[float], digits: int = 1, signed: bool = False) -> str:
-    """Mean ± standard deviation over seeds; of one seed the value alone."""
-    mean = f"{np.mean(values):{'+' if signed else ''}.{digits}f}"
-    return mean + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
-
-
 def table(records: Sequence[Record], stages: Iterable[str], arms: Iterable[str]) -> str:
     """The printed table: arms by numbers of examples, mean ± standard deviation over seeds, then the stages."""
     cells, baselines = by_arm(records), by_arm(records, "baseline")
@@ -35,15 +29,16 @@ def table(records: Sequence[Record], stages: Iterable[str], arms: Iterable[str])
     shots = sorted({k for _, k in cells if k is not None})
     trained = {r["arm"]: r["trained"] for r in records}
     head = ["target tasks", "trained/task", *(f"{k} examples" for k in shots)]
-    lines = [[a, f"{trained[a]:,.0f}", *(spread(cells[a, k]) if (a, k) in cells else "-" for k in shots)] for a in arms]
+    cell = lambda place: report.spread(cells[place]) if place in cells else "-"
+    lines = [[a, f"{trained[a]:,.0f}", *(cell((a, k)) for k in shots)] for a in arms]
     if arms:
         lines.append(["baseline", "0", *(f"{np.mean(baselines[arms[0], k]):.1f}" for k in shots)])
-    out = columns([head, *lines]) if arms else []
+    out = report.align([head, *lines]) if arms else []
     if stages:
         own = [["source tasks", "trained/task", "all examples"]]
-        own += [[s, f"{trained[s]:,.0f}", spread(cells[s, None])] for s in stages]
+        own += [[s, f"{trained[s]:,.0f}", report.spread(cells[s, None])] for s in stages]
         own += [["baseline", "0", f"{np.mean(baselines[stages[0], None]):.1f}"]]
-        out += ["", *columns(own)] if out else columns(own)
+        out += ["", *report.align(own)] if out else report.align(own)
     seeds = len({r["seed"] for r in records})
     targets = len({r["task"] for r in records if r["shots"] is not None})
     sources = len({r["task"] for r in records if r["shots"] is None})
@@ -54,15 +49,6 @@ def table(records: Sequence[Record], stages: Iterable[str], arms: Iterable[str])
         "baseline: the better of the majority answer and the copied input.",
     ]
     return "\n".join(out) + "\n"
-
-
-def columns(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table, the first column to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return [
-        "  ".join([f"{line[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(line[1:], widths[1:]))]).rstrip()
-        for line in lines
-    ]
 
 
 def picture(path: Path, records: Sequence[Record], arms: Iterable[str], title: str) -> None:

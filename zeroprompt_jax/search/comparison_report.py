@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from zeroprompt_jax.evaluation import report
-from zeroprompt_jax.search.adaptation_report import columns, spread
 
 Record = Mapping[str, Any]
 
@@ -51,7 +50,8 @@ def table(records: Sequence[Record], stages: Iterable[str], arms: Iterable[str],
         out += [*_types(records, arms, group), ""]
     seeds = len({r["seed"] for r in records})
     over = f"tasks and {seeds} seeds; ± is the standard deviation over seeds" if seeds > 1 else "tasks; one seed"
-    out.append(f"Points of 100, means over {over}.")
+    metrics = ", ".join(sorted({r["metric"] for r in records if r["arm"] in arms}))
+    out.append(f"Points of 100{metrics and f' ({metrics})'}, means over {over}.")
     if reference is not None:
         out.append(f"vs {reference}: the difference, taken seed by seed.")
     if any(r["shuffled"] is not None for r in records):
@@ -78,7 +78,7 @@ def _summary(records: Sequence[Record], arms: Sequence[str], reference: str | No
             line.append(_cell(scores, arm, group))
             if reference:
                 apart = distance(scores.get((arm, group), {}), scores.get((reference, group), {}))
-                line.append(spread(apart, signed=True) if apart and arm != reference else "-")
+                line.append(report.spread(apart, signed=True) if apart and arm != reference else "-")
             if shuffled:
                 line.append(_cell(shuffled, arm, group))
         took = np.mean(list(minutes[arm].values()))
@@ -87,11 +87,11 @@ def _summary(records: Sequence[Record], arms: Sequence[str], reference: str | No
     for group in groups:
         found = [v for (_, g), seeds in baselines.items() if g == group for v in seeds.values()]
         last += [f"{np.mean(found):.1f}", *([""] if reference else []), *([""] if shuffled else [])]
-    return columns([*lines, [*last, "", "", ""]])
+    return report.align([*lines, [*last, "", "", ""]])
 
 
 def _cell(cells: Mapping[tuple[str, str], Mapping[int, float]], arm: str, group: str, digits: int = 1) -> str:
-    return spread(list(cells[arm, group].values()), digits) if (arm, group) in cells else "-"
+    return report.spread(list(cells[arm, group].values()), digits) if (arm, group) in cells else "-"
 
 
 def _stages(records: Sequence[Record], stages: Sequence[str]) -> list[str]:
@@ -103,7 +103,7 @@ def _stages(records: Sequence[Record], stages: Sequence[str]) -> list[str]:
             took = np.mean(list({r["seed"]: r["minutes"] for r in mine}.values()))
             cells = [_cell(cells, stage, group, 1 if key == "score" else 3) for key, cells in measured.items()]
             lines.append([stage, group.replace("_", " "), *cells, f"{mine[0]['steps']:,}", f"{took:.1f}"])
-    return columns(lines)
+    return report.align(lines)
 
 
 def _types(records: Sequence[Record], arms: Sequence[str], group: str) -> list[str]:
@@ -117,7 +117,7 @@ def _types(records: Sequence[Record], arms: Sequence[str], group: str) -> list[s
     for kind in sorted(tasks):
         scores = [f"{np.mean(cells[kind, arm]):.1f}" if (kind, arm) in cells else "-" for arm in arms]
         lines.append([kind, str(len(tasks[kind])), *scores])
-    return columns(lines)
+    return report.align(lines)
 
 
 def picture(path: Path, records: Sequence[Record], arms: Iterable[str], title: str) -> None:

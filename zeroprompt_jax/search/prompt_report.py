@@ -1,13 +1,12 @@
 """The prompt search's table and picture."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zeroprompt_jax.search.adaptation_report import columns
+from zeroprompt_jax.evaluation import report
 
 Record = Mapping[str, Any]
 KINDS = {"first": "first wording", "manual": "best manual", "found": "found"}
@@ -36,7 +35,7 @@ def table(records: Sequence[Record]) -> str:
     lost = sum(r["found"]["dev"] < r["manual"]["dev"] for r in records)
     labels = {r["labels"] for r in records}
     out = [
-        *columns(lines),
+        *report.align(lines),
         "",
         f"Accuracy in points of 100. Found against first: {rises['dev']:+.1f} dev, {rises['test']:+.1f} test; below the "
         f"best manual wording on dev: {lost} of {len(records)} tasks.",
@@ -93,9 +92,7 @@ def picture(path: Path, records: Sequence[Record], title: str) -> None:
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)
+    report.save(figure, path)
 
 
 def _carried(values: Sequence[float | None]) -> list[float]:
@@ -108,8 +105,6 @@ def _carried(values: Sequence[float | None]) -> list[float]:
 def write(root: Path, records: Sequence[Record], title: str) -> str:
     """Writes table.txt and results.png; returns the table."""
     text = table(records)
-    partial = root / f".table.txt.{os.getpid()}.tmp"
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, root / "table.txt")
+    report.save_text(root / "table.txt", text)
     picture(root / "results.png", records, title or root.name)
     return text

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zeroprompt_jax.evaluation import report
-from zeroprompt_jax.search.adaptation_report import columns
 
 ZERO_SHOT, RETUNED, COPY = "zero-shot", "re-tuned", "raw copy"
 PAPER = "v2v-nn"  # what other recyclers are compared with, case by case
@@ -133,11 +132,11 @@ def table(records: Sequence[Any], models: Sequence[str], recyclers: Sequence[str
         )
     if not lines:
         return "No pair of models is measured yet.\n"
-    out = columns([head, *lines])
+    out = report.align([head, *lines])
     own = [[m, *paired([c for c in found if c.key[0] != c.key[1]], m, PAPER)] for m in recyclers if m != PAPER]
     if PAPER in recyclers and any(n for *_, n in own):
         out += ["", f"Points more than {PAPER} on the same prompts, all pairs of different models:", ""]
-        out += columns(
+        out += report.align(
             [["method", "difference", "cases"], *([m, f"{100 * d:+.1f} ± {100 * h:.1f}", f"{n}"] for m, d, h, n in own)]
         )
     draws = max(collections.Counter(r.target for r in records if not r.source and r.method != ZERO_SHOT).values())
