@@ -60,6 +60,9 @@ class PromptSearch:
             raise unknown("start of PromptSearch", self.start, STARTS)
         if self.dev_examples < 1:
             raise UserError(f"PromptSearch.dev_examples is {self.dev_examples}; it must be at least 1.")
+        if self.stratified and not self.genetic.fitness.labels:
+            name = type(self.genetic.fitness).__name__
+            raise UserError(f"PromptSearch.stratified draws by right answers, which the fitness {name} does not read.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +147,7 @@ def search_task(study: PromptSearch, name: str, predictor: Predictor, writer: Wr
     dev = Examples.of(card, _dev(study, card, source))
     test = Examples.of(card, [*source.examples("test")][: study.test_examples])
     limit = predictor.features.inputs - 1
+    listed = max((*dev.options, *test.options), key=lambda own: len(predictor.vocabulary.encode("; ".join(own))))
     first = {
         "held_out": card.held_out_instructions or card.instructions,
         "train": card.instructions,
@@ -154,7 +158,7 @@ def search_task(study: PromptSearch, name: str, predictor: Predictor, writer: Wr
         lambda names: scores(predictor, card, dev, names),
         dev.gold_E,
         card.options,
-        lambda wording: wordings.check(card, wording, predictor.vocabulary, limit),
+        lambda wording: wordings.check(card, wording, predictor.vocabulary, limit, listed),
         name,
         f"{source.fingerprint} {study.dev_examples} {study.stratified} {limit} {_model_of(study)}",
     )
@@ -178,7 +182,7 @@ def search_task(study: PromptSearch, name: str, predictor: Predictor, writer: Wr
         "labels": len(dev.gold_E) if settings.fitness.labels else 0,
         "wordings": len(state.archive) + len(state.rescored),
         "examples": len(dev.gold_E),
-        "tflop": _tflop(predictor, card, dev, [r["wording"] for r in state.archive]),
+        "tflop": _tflop(predictor, card, dev, [*(r["wording"] for r in state.archive), *state.rescored]),
         "minutes": (time.perf_counter() - began) / 60,
     }
 
@@ -233,9 +237,10 @@ def _tflop(predictor: Predictor, card: TaskCard, examples: Examples, names: Sequ
 
 
 def _model_of(study: PromptSearch) -> str:
-    """What tells the model that is searched with."""
+    """What tells the model that is searched with, and what it reads of a text."""
     base = study.base
-    return f"{base.train.initial_checkpoint_path} {base.train.seed} {genetic.describe(base.method)} {base.model}"
+    data = f"{base.data.vocabulary} {sorted(base.data.feature_lengths.items())}"
+    return f"{base.train.initial_checkpoint_path} {base.train.seed} {genetic.describe(base.method)} {base.model} {data}"
 
 
 def _same(root: Path, study: PromptSearch) -> None:
