@@ -117,6 +117,8 @@ def test_tasks_that_cannot_be_searched_are_refused(tasks):
         Examples.of(CARD, [])
     with pytest.raises(UserError, match="start of PromptSearch 'held-out'. Did you mean 'held_out'"):
         study("x", start="held-out")
+    with pytest.raises(UserError, match="stratified draws by right answers, which the fitness PseudoLabel"):
+        study("x", stratified=True, genetic=dataclasses.replace(study("x").genetic, fitness=PseudoLabel()))
 
 
 @pytest.mark.parametrize("counts, size", [((1, 1, 1), 33), ((1, 1), 32), ((51, 49), 33), ((26, 26, 24, 24), 34)])
@@ -205,7 +207,8 @@ def test_report_names_what_was_lost(tmp_path):
         "progress": [{"best": 0.5, "top": 0.4, "own": 0.5, "scored": 3}, {"best": 0.75, "top": 0.7, "own": None, "scored": 0}],
     }  # fmt: skip
     text = prompt_report.write(tmp_path, [record], "zeroprompt search")
-    assert "Found against first: +50.0 dev, +30.0 test" in text and "best manual wording on dev: 0 of 1" in text
+    assert "against first: +50.0 dev, +30.0 test; against the best manual: +25.0 dev, +20.0 test;" in text
+    assert "best manual wording on dev: 0 of 1" in text
     assert "320 prompts scored, 1.5 TFLOP, 2.0 minutes in all" in text and "25.0 / 30.0" in text
     assert "manual wording on dev: 1 of 1" in prompt_report.table([{**record, "manual": entry(0.8, 0.9)}])
 

@@ -1,12 +1,12 @@
 """The prompt search's table and picture."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from zeroprompt_jax.evaluation import report
 from zeroprompt_jax.search.adaptation_report import columns
 
 Record = Mapping[str, Any]
@@ -32,14 +32,16 @@ def table(records: Sequence[Record]) -> str:
     lines.append(
         [f"mean of {len(records)}", *mean, f"{chance:.1f}", f"{np.mean([r['wordings'] for r in records]):.0f}"]
     )
-    rises = {split: means(records, "found", split) - means(records, "first", split) for split in ("dev", "test")}
+    rise = lambda kind: ", ".join(
+        f"{means(records, 'found', split) - means(records, kind, split):+.1f} {split}" for split in ("dev", "test")
+    )
     lost = sum(r["found"]["dev"] < r["manual"]["dev"] for r in records)
     labels = {r["labels"] for r in records}
     out = [
         *columns(lines),
         "",
-        f"Accuracy in points of 100. Found against first: {rises['dev']:+.1f} dev, {rises['test']:+.1f} test; below the "
-        f"best manual wording on dev: {lost} of {len(records)} tasks.",
+        f"Accuracy in points of 100. Found against first: {rise('first')}; against the best manual: {rise('manual')}; "
+        f"below the best manual wording on dev: {lost} of {len(records)} tasks.",
         f"Selected by {' and '.join(sorted({r['fitness'] for r in records}))}, labels used per task: "
         f"{' to '.join(str(n) for n in sorted({min(labels), max(labels)}))}.",
         f"Cost: {sum(r['wordings'] * r['examples'] for r in records):,} prompts scored, "
@@ -93,9 +95,7 @@ def picture(path: Path, records: Sequence[Record], title: str) -> None:
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)
+    report.save(figure, path)
 
 
 def _carried(values: Sequence[float | None]) -> list[float]:
@@ -108,8 +108,6 @@ def _carried(values: Sequence[float | None]) -> list[float]:
 def write(root: Path, records: Sequence[Record], title: str) -> str:
     """Writes table.txt and results.png; returns the table."""
     text = table(records)
-    partial = root / f".table.txt.{os.getpid()}.tmp"
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, root / "table.txt")
+    report.save_text(root / "table.txt", text)
     picture(root / "results.png", records, title or root.name)
     return text
