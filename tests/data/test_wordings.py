@@ -51,6 +51,13 @@ def test_only_the_input_is_cut(wording):
         fill(wording, limit=len(whole) - len(EXAMPLE["input"]) - 1)
 
 
+def test_no_half_letter_is_left():
+    v, card, story = load_vocabulary("packaged:t5_tiny"), TaskCard("t", "t", ("",)), "a \u6f22\u5b57"  # of byte tokens
+    for limit in range(1, len(v.encode(story)) + 1):
+        text = wordings.fill(card, "", {"input": story, "target": ""}, (), v, limit)
+        assert story.startswith(text) and len(v.encode(text)) <= limit
+
+
 def test_of_several_inputs_the_longest_is_cut_first():
     card = TaskCard("t", "t", ("",), input_template="{one} | {two}", options=OPTIONS)
     example = {"one": "x" * 10, "two": "y" * 4, "target": "no"}
@@ -64,6 +71,10 @@ def test_wordings_that_cannot_serve_are_refused():
         wordings.check(CARD, "Say {options}.", V, 100)
     with pytest.raises(UserError, match="has 42 tokens, which leaves 0 of 40"):
         wordings.check(CARD, "z" * 32, V, 40)
+    wordings.check(CARD, "Is it?", V, 30, OPTIONS)
+    card = TaskCard("t", "t", ("",), input_template="{input} ({options})")
+    with pytest.raises(UserError, match="and its options alone have 24 tokens, above 23"):
+        wordings.check(card, "Is it?", V, 23, ("yes, it is", "no"))
 
 
 def test_hidden_parts_come_back_and_only_whole():

@@ -9,7 +9,7 @@ import pytest
 
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.evaluation.metrics import normalise
-from zeroprompt_jax.search import genetic
+from zeroprompt_jax.search import genetic, records
 from zeroprompt_jax.search.fitness import LabelledDev, MeanLogit, PseudoLabel, ensemble
 from zeroprompt_jax.search.genetic import Genetic, Problem
 
@@ -215,7 +215,7 @@ def test_draws_depend_on_seed_generation_parent_and_operator_alone(tmp_path):
         path = tmp_path / f"{len(first)}{first[0]}.json"
         genetic.search(settings(operators=(Spy(),), generations=1), problem(first=first), None, path)
         alone = seen[FIRST[0]]
-        assert alone == genetic._seed(0, 0, FIRST[0], genetic.describe(Spy()))
+        assert alone == genetic._seed(0, 0, FIRST[0], records.describe(Spy()))
     keys = ((0, 0, "a", "o"), (1, 0, "a", "o"), (0, 1, "a", "o"), (0, 0, "b", "o"), (0, 0, "a", "p"))
     assert len({genetic._seed(*key) for key in keys}) == len(keys)
 

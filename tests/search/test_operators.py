@@ -58,11 +58,12 @@ def test_cloze_fills_its_holes_and_leaves_marks():
     assert any("<1>" in row for row in writer.asked)
     assert Cloze().propose(["X1 X2"], [0], writer) == [[]]  # there is no word to hide
     # What leaves a hole open, or answers out of order, makes no child; an empty filling drops the words.
-    for answer, children in (("new", 0), ("<1> a <0> b", 0), ("<0>", 1)):
-        ((*made,),) = Cloze(children=1, holes=2).propose(
-            ["say the long word now"], [5], fake(lambda *_, answer=answer: answer)
-        )
-        assert len(made) <= children
+    parent = "say the long word now"
+    for answer in ("new", "<1> a <0> b"):
+        writer = fake(lambda *_, answer=answer: answer)
+        assert Cloze(children=1, holes=2).propose([parent], [5], writer) == [[]]
+    ((made,),) = Cloze(children=1).propose([parent], [5], fake(lambda *_: "<0>"))
+    assert made and len(made.split()) < 5 and set(made.split()) < set(parent.split())
 
 
 def test_continuation_is_cut_at_the_closing_quotation_mark():
@@ -105,6 +106,9 @@ def test_synonyms_swap_whole_words_alone(tmp_path):
     path = tmp_path / "table.txt"
     path.write_text("big, large , of great size\n\nsay,tell me\n")
     assert Synonyms(str(path), 60).propose(["Say the big bigger X1"], [1], None) == [made]
+    assert Synonyms((("say",), ("big", "large"))).propose(["say it"], [1], None) == [[]]  # a group of one says nothing
+    with pytest.raises(UserError, match="Synonyms.most is 0"):
+        Synonyms(table, most=0)
     with pytest.raises(UserError, match="Synonyms.table '.*none.txt' cannot be read"):
         Synonyms(str(tmp_path / "none.txt")).propose(["a"], [1], None)
 

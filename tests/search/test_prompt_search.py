@@ -20,7 +20,7 @@ from zeroprompt_jax.evaluation.predict import Predictor
 from zeroprompt_jax.experiment import Experiment
 from zeroprompt_jax.methods.full import Full
 from zeroprompt_jax.models import t5
-from zeroprompt_jax.search import genetic, prompt_benchmark, prompt_report, prompt_search
+from zeroprompt_jax.search import prompt_benchmark, prompt_report, prompt_search, records
 from zeroprompt_jax.search.fitness import PseudoLabel
 from zeroprompt_jax.search.genetic import Genetic
 from zeroprompt_jax.search.operators import Cloze, Crossover, Synonyms
@@ -117,6 +117,8 @@ def test_tasks_that_cannot_be_searched_are_refused(tasks):
         Examples.of(CARD, [])
     with pytest.raises(UserError, match="start of PromptSearch 'held-out'. Did you mean 'held_out'"):
         study("x", start="held-out")
+    with pytest.raises(UserError, match="stratified draws by right answers, which the fitness PseudoLabel"):
+        study("x", stratified=True, genetic=dataclasses.replace(study("x").genetic, fitness=PseudoLabel()))
 
 
 @pytest.mark.parametrize("counts, size", [((1, 1, 1), 33), ((1, 1), 32), ((51, 49), 33), ((26, 26, 24, 24), 34)])
@@ -135,7 +137,7 @@ def test_stratified_sets_have_gps_sizes(tmp_path, counts, size):
 def test_a_study_from_end_to_end(tmp_path, tasks, capsys):
     made = study(tmp_path)
     table = prompt_search.run(made, "zeroprompt search")
-    found = prompt_search.records(tmp_path)
+    found = records.read(tmp_path)
     assert [r["task"] for r in found] == ["letters", "more/letters"]
     for r in found:
         assert r["found"]["dev"] >= r["manual"]["dev"] >= r["first"]["dev"] and r["first"]["wording"] == "Which?"
@@ -156,8 +158,8 @@ def test_a_study_from_end_to_end(tmp_path, tasks, capsys):
     prompt_search.run(made)
     assert capsys.readouterr().err == "2 of 2: more/letters.\n" and json.loads(path.read_text()) == state
     timeless = lambda r: {k: v for k, v in r.items() if k != "minutes"}
-    assert [*map(timeless, prompt_search.records(tmp_path))] == [*map(timeless, found)]
-    with pytest.raises(UserError, match="holds another prompt search"):
+    assert [*map(timeless, records.read(tmp_path))] == [*map(timeless, found)]
+    with pytest.raises(UserError, match="holds results of another configuration"):
         prompt_search.run(dataclasses.replace(made, dev_examples=5))
 
 
@@ -192,7 +194,7 @@ def test_presets_and_the_experiment_can_be_loaded():
         assert not any(isinstance(o, Crossover) for o in preset.operators)
     config.load(["experiments/genetic_search.gin"], ["Genetic.fitness = @fitness.PseudoLabel()"])
     assert isinstance(config.make("PromptSearch").genetic.fitness, PseudoLabel)
-    assert genetic.describe(own.genetic) != genetic.describe(paper) and "0x" not in genetic.describe(own.genetic)
+    assert records.describe(own.genetic) != records.describe(paper) and "0x" not in records.describe(own.genetic)
     assert isinstance(own.genetic.operators[1], Cloze)
 
 
@@ -205,7 +207,8 @@ def test_report_names_what_was_lost(tmp_path):
         "progress": [{"best": 0.5, "top": 0.4, "own": 0.5, "scored": 3}, {"best": 0.75, "top": 0.7, "own": None, "scored": 0}],
     }  # fmt: skip
     text = prompt_report.write(tmp_path, [record], "zeroprompt search")
-    assert "Found against first: +50.0 dev, +30.0 test" in text and "best manual wording on dev: 0 of 1" in text
+    assert "against first: +50.0 dev, +30.0 test; against the best manual: +25.0 dev, +20.0 test;" in text
+    assert "best manual wording on dev: 0 of 1" in text
     assert "320 prompts scored, 1.5 TFLOP, 2.0 minutes in all" in text and "25.0 / 30.0" in text
     assert "manual wording on dev: 1 of 1" in prompt_report.table([{**record, "manual": entry(0.8, 0.9)}])
 

@@ -41,9 +41,9 @@ def _parts(card: TaskCard, wording: str) -> list[tuple[str, str]]:
     return out
 
 
-def check(card: TaskCard, wording: str, vocabulary: Vocabulary, limit: int) -> None:
+def check(card: TaskCard, wording: str, vocabulary: Vocabulary, limit: int, options: Sequence[str] = ()) -> None:
     """Raises UserError where a wording cannot serve a task: it leaves out a field of the card's input, or its own
-    tokens leave no room for the input in `limit`."""
+    tokens leave no room for the input in `limit`, or with the listed `options` they do not fit at all."""
     named = {field for field, _ in _parts(card, wording)}
     for field, _ in _parts(card, ""):
         if field and field != _OPTIONS and field not in named:
@@ -56,6 +56,12 @@ def check(card: TaskCard, wording: str, vocabulary: Vocabulary, limit: int) -> N
         raise UserError(
             f"Task '{card.name}': the wording '{wording}' has {fixed} tokens, which leaves {max(limit - fixed, 0)} of "
             f"{limit} for the input."
+        )
+    texts = ["; ".join(options) if field == _OPTIONS else text for field, text in _parts(card, wording)]
+    whole = "".join(text for (field, _), text in zip(_parts(card, wording), texts) if field in ("", _OPTIONS))
+    if (tokens := len(vocabulary.encode(whole))) > limit:
+        raise UserError(
+            f"Task '{card.name}': the wording '{wording}' and its options alone have {tokens} tokens, above {limit}."
         )
 
 
@@ -88,7 +94,8 @@ def fill(
             raise UserError(
                 f"Task '{card.name}': the wording '{wording}' and its options alone are {over} tokens above {limit}."
             )
-        texts[longest] = vocabulary.decode(tokens[longest][: max(len(tokens[longest]) - over, 0)])
+        # Half of a letter that is several byte tokens would be read as a letter of more of them.
+        texts[longest] = vocabulary.decode(tokens[longest][: max(len(tokens[longest]) - over, 0)]).rstrip("\ufffd")
     return "".join(texts)
 
 

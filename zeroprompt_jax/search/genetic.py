@@ -20,9 +20,11 @@ import numpy as np
 
 from zeroprompt_jax.data import wordings
 from zeroprompt_jax.errors import UserError, unknown
+from zeroprompt_jax.evaluation import report
 from zeroprompt_jax.evaluation.metrics import normalise
 from zeroprompt_jax.search.fitness import Fitness, LabelledDev
 from zeroprompt_jax.search.operators import Operator
+from zeroprompt_jax.search.records import describe
 from zeroprompt_jax.search.writer import Writer
 
 PARENTS = ("generation", "archive")
@@ -199,18 +201,6 @@ def breed(settings: Genetic, problem: Problem, state: State, writer: Writer | No
     return children
 
 
-def describe(value: Any) -> str:
-    """A configured value as text that is the same in every process."""
-    if dataclasses.is_dataclass(value):
-        own = ", ".join(f"{f.name}={describe(getattr(value, f.name))}" for f in dataclasses.fields(value))
-        return f"{type(value).__name__}({own})"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(describe, value))}]"
-    if callable(value):
-        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
-    return repr(value)
-
-
 def _seed(*key: Any) -> int:
     digest = hashlib.blake2b("\0".join(map(str, key)).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big")
@@ -274,7 +264,4 @@ def _begin(settings: Genetic, problem: Problem, path: Path) -> State:
 
 
 def _save(state: State, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(json.dumps(dataclasses.asdict(state), ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(partial, path)
+    report.save_text(path, json.dumps(dataclasses.asdict(state), ensure_ascii=False, indent=1))

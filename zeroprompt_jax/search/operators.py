@@ -201,11 +201,17 @@ class Synonyms:
     children: int = 10
     most: int = 2
 
+    def __post_init__(self):
+        for name in ("children", "most"):
+            if getattr(self, name) < 1:
+                raise UserError(f"Synonyms.{name} is {getattr(self, name)}; it must be at least 1.")
+
     def propose(self, parents, seeds, writer):
         others: dict[str, list[str]] = {}
         for group in self._groups():
             for word in group:
                 others.setdefault(word.lower(), []).extend(o for o in group if o != word)
+        others = {word: own for word, own in others.items() if own}  # a group of one word has no other
         if not others:
             raise UserError(f"Synonyms.table {self.table!r} has no group of words.")
         words = "|".join(re.escape(w) for w in sorted(others, key=len, reverse=True))

@@ -31,14 +31,16 @@ def table(records: Sequence[Record]) -> str:
     lines.append(
         [f"mean of {len(records)}", *mean, f"{chance:.1f}", f"{np.mean([r['wordings'] for r in records]):.0f}"]
     )
-    rises = {split: means(records, "found", split) - means(records, "first", split) for split in ("dev", "test")}
+    rise = lambda kind: ", ".join(
+        f"{means(records, 'found', split) - means(records, kind, split):+.1f} {split}" for split in ("dev", "test")
+    )
     lost = sum(r["found"]["dev"] < r["manual"]["dev"] for r in records)
     labels = {r["labels"] for r in records}
     out = [
         *report.align(lines),
         "",
-        f"Accuracy in points of 100. Found against first: {rises['dev']:+.1f} dev, {rises['test']:+.1f} test; below the "
-        f"best manual wording on dev: {lost} of {len(records)} tasks.",
+        f"Accuracy in points of 100. Found against first: {rise('first')}; against the best manual: {rise('manual')}; "
+        f"below the best manual wording on dev: {lost} of {len(records)} tasks.",
         f"Selected by {' and '.join(sorted({r['fitness'] for r in records}))}, labels used per task: "
         f"{' to '.join(str(n) for n in sorted({min(labels), max(labels)}))}.",
         f"Cost: {sum(r['wordings'] * r['examples'] for r in records):,} prompts scored, "

@@ -2,9 +2,7 @@
 as one table and picture."""
 
 import dataclasses
-import json
 import math
-import os
 import sys
 import time
 from collections import Counter
@@ -23,13 +21,12 @@ from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.evaluation.predict import Predictor
 from zeroprompt_jax.experiment import Experiment
 from zeroprompt_jax.models import flops
-from zeroprompt_jax.search import genetic, prompt_report
+from zeroprompt_jax.search import genetic, prompt_report, records
 from zeroprompt_jax.search.fitness import accuracy
 from zeroprompt_jax.search.genetic import Genetic, Problem
 from zeroprompt_jax.search.writer import Writer
 
 STARTS = ("held_out", "train", "all")
-Record = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +57,9 @@ class PromptSearch:
             raise unknown("start of PromptSearch", self.start, STARTS)
         if self.dev_examples < 1:
             raise UserError(f"PromptSearch.dev_examples is {self.dev_examples}; it must be at least 1.")
+        if self.stratified and not self.genetic.fitness.labels:
+            name = type(self.genetic.fitness).__name__
+            raise UserError(f"PromptSearch.stratified draws by right answers, which the fitness {name} does not read.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,28 +114,22 @@ def run(study: PromptSearch, title: str = "") -> str:
     base, root = study.base, Path(study.base.train.model_dir)
     base.data.register()
     names = list(seqio_bridge.find_mixture(base.data.mixture))
-    _same(root, study)
-    done = {r["task"] for r in records(root)}
+    records.claim(root, study, root)
+    done = {r["task"] for r in records.read(root)}
     predictor, writer = (None, None) if done >= set(names) else _model(study)
     for place, name in enumerate(names):
         if name in done:
             continue
         print(f"{place + 1} of {len(names)}: {name}.", file=sys.stderr)
         record = search_task(study, name, predictor, writer, root / "tasks" / f"{name.replace('/', '_')}.json")
-        _write(root / "records.jsonl", "".join(json.dumps(r) + "\n" for r in [*records(root), record]))
-        prompt_report.write(root, records(root), title)
-    table = prompt_report.write(root, records(root), title)
+        records.append(root, [record])
+        prompt_report.write(root, records.read(root), title)
+    table = prompt_report.write(root, records.read(root), title)
     print(table, end="")
     return table
 
 
-def records(root: Path) -> list[Record]:
-    """What has been found, a record per task: see `search_task`."""
-    path = root / "records.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def search_task(study: PromptSearch, name: str, predictor: Predictor, writer: Writer, path: Path) -> Record:
+def search_task(study: PromptSearch, name: str, predictor: Predictor, writer: Writer, path: Path) -> records.Record:
     """Searches one task's wordings. Returns `first`, `manual` (the best of the first population) and `found`, each with
     `wording`, `dev` and `test` accuracy; `progress` per generation; and what it cost: `labels` read, `wordings` scored,
     `examples`, `tflop` of the scoring (analytic, padding not counted) and `minutes`."""
@@ -144,19 +138,22 @@ def search_task(study: PromptSearch, name: str, predictor: Predictor, writer: Wr
     dev = Examples.of(card, _dev(study, card, source))
     test = Examples.of(card, [*source.examples("test")][: study.test_examples])
     limit = predictor.features.inputs - 1
+    listed = max((*dev.options, *test.options), key=lambda own: len(predictor.vocabulary.encode("; ".join(own))))
     first = {
         "held_out": card.held_out_instructions or card.instructions,
         "train": card.instructions,
         "all": (*card.instructions, *card.held_out_instructions),
     }[study.start]
+    base = study.base
+    reads = (base.train.initial_checkpoint_path, base.train.seed, base.model, base.method, base.data.vocabulary, limit)
     problem = Problem(
         first,
         lambda names: scores(predictor, card, dev, names),
         dev.gold_E,
         card.options,
-        lambda wording: wordings.check(card, wording, predictor.vocabulary, limit),
+        lambda wording: wordings.check(card, wording, predictor.vocabulary, limit, listed),
         name,
-        f"{source.fingerprint} {study.dev_examples} {study.stratified} {limit} {_model_of(study)}",
+        f"{source.fingerprint} {study.dev_examples} {study.stratified} {records.describe(reads)}",
     )
     state = genetic.search(settings, problem, writer, path)
     manual = genetic.ranked([r for r in state.archive if r["generation"] == 0])[0]
@@ -178,7 +175,7 @@ def search_task(study: PromptSearch, name: str, predictor: Predictor, writer: Wr
         "labels": len(dev.gold_E) if settings.fitness.labels else 0,
         "wordings": len(state.archive) + len(state.rescored),
         "examples": len(dev.gold_E),
-        "tflop": _tflop(predictor, card, dev, [r["wording"] for r in state.archive]),
+        "tflop": _tflop(predictor, card, dev, [*(r["wording"] for r in state.archive), *state.rescored]),
         "minutes": (time.perf_counter() - began) / 60,
     }
 
@@ -230,25 +227,3 @@ def _tflop(predictor: Predictor, card: TaskCard, examples: Examples, names: Sequ
     ]
     shape = (len(prompts), round(float(np.mean(prompts))), round(float(np.mean(answers))))
     return flops.score(predictor.config, *shape, len(answers) / len(examples.options)) / 1e12
-
-
-def _model_of(study: PromptSearch) -> str:
-    """What tells the model that is searched with."""
-    base = study.base
-    return f"{base.train.initial_checkpoint_path} {base.train.seed} {genetic.describe(base.method)} {base.model}"
-
-
-def _same(root: Path, study: PromptSearch) -> None:
-    """Raises UserError where MODEL_DIR holds records of another study."""
-    identity = f"{genetic.describe(dataclasses.replace(study, base=None))} {study.base.data.mixture} {_model_of(study)}"
-    saved = root / "study.json"
-    if saved.exists() and json.loads(saved.read_text(encoding="utf-8")) != identity:
-        raise UserError(f"{root} holds another prompt search; give another MODEL_DIR.")
-    _write(saved, json.dumps(identity))
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,10 @@ from zeroprompt_jax.experiment import Experiment
 from zeroprompt_jax.training import checkpoint
 
 _STAGE = "stage:"
+# Where results are and what they are computed on does not tell one configuration from another.
+_PLACES = ("model_dir", "cache_dir", "mesh", "keep", "save_every")
+# What there is once something was trained or measured.
+_RESULTS = ("checkpoints", "records.jsonl", "models", "tasks")
 Record = dict[str, Any]
 
 
@@ -51,12 +54,43 @@ def complete(root: Path, seed: int, runs: Sequence[Run], measure: Callable[[Expe
     """Runs those of a seed that are not yet recorded, and records each when it is finished: what `measure` found, with
     `seed`, `arm` and `run`, its label."""
     done = {(r["arm"], r["run"]) for r in read(root) if r["seed"] == seed}
+    for _, _, made in runs:
+        claim(Path(made.train.model_dir), made, root)
     for place, (arm, label, made) in enumerate(runs, 1):
         if (arm, label) in done:
             continue
         print(f"Seed {seed}, {place} of {len(runs)}: {arm}{label and f', {label}'}.", file=sys.stderr)
         found = [{"seed": seed, "arm": arm, "run": label, **record} for record in measure(made)]
         append(root, found)
+
+
+def describe(value: Any) -> str:
+    """A configured value as text that is the same in every process, without where its results are kept."""
+    if dataclasses.is_dataclass(value):
+        fields = [f.name for f in dataclasses.fields(value) if f.name not in _PLACES]
+        return f"{type(value).__name__}({', '.join(f'{name}={describe(getattr(value, name))}' for name in fields)})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {describe(part)}' for name, part in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(describe, value))}]"
+    if callable(value):
+        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
+    return repr(value)
+
+
+def claim(folder: Path, configured: Any, root: Path) -> None:
+    """Says in `folder` what its results are configured as; paths below `root`, the study's, count as the same wherever
+    that lies. Raises UserError where it says otherwise: results of two configurations would stand in one table."""
+    text, saved = describe(configured).replace(str(root), "MODEL_DIR") + "\n", folder / "study.txt"
+    begun = any((folder / name).exists() for name in _RESULTS)  # a config with a mistake in it claims nothing
+    if begun and saved.exists() and (old := saved.read_text(encoding="utf-8")) != text:
+        at = next((i for i, (a, b) in enumerate(zip(old, text)) if a != b), min(len(old), len(text)))
+        was, now = (x[x.rfind(", ", 0, at) + 1 :][:60].strip() for x in (old, text))
+        raise UserError(
+            f"{folder} holds results of another configuration ('{was} …', not '{now} …'); give another MODEL_DIR, or the old "
+            f"configuration to continue."
+        )
+    report.save_text(saved, text)
 
 
 def result(made: Experiment) -> tuple[Evaluation, dict[str, float]]:

@@ -32,10 +32,11 @@ from zeroprompt_jax.methods.prompt import Prompt
 from zeroprompt_jax.models.t5 import T5Config
 from zeroprompt_jax.search import records, recycling, recycling_report
 from zeroprompt_jax.search.recycling import Recycler
+from zeroprompt_jax.search.recycling_report import COPY, RETUNED, ZERO_SHOT
 from zeroprompt_jax.search.relatives import Relative
 from zeroprompt_jax.training import checkpoint
 
-ZERO_SHOT, NORMAL, VOCABULARY, COPY, RETUNED = "zero-shot", "random normal", "random words", "raw copy", "re-tuned"
+NORMAL, VOCABULARY = "random normal", "random words"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +94,8 @@ class RecyclingStudy:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What one bank of prompts scored on the target. method: a recycler's name, or one of this module's baselines. What
-    a method does not depend on is empty; of random prompts `run` counts the draws. scores: task to accuracy. losses: task
+    """What one bank of prompts scored on the target. method: a recycler's name, or a baseline. What a method does not
+    depend on is empty; of random prompts `run` counts the draws. scores: task to accuracy. losses: task
     to the right answer's mean negative log-likelihood, nats."""
 
     target: str
@@ -122,7 +123,7 @@ def run(study: RecyclingStudy, title: str = "") -> str:
     study.base.data.register()
     study.pretraining.data.register()
     questions = _questions(study)
-    study.root.mkdir(parents=True, exist_ok=True)
+    records.claim(study.root, study, study.root)
     models = {name: _model(study, name) for name in study.models}
     for name in models:
         for initialiser in study.initialisers:
