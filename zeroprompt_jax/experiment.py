@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -215,6 +216,15 @@ def check_rows(experiment: Experiment) -> None:
         partitioning.check_batch(mesh, size, what)
 
 
+@functools.lru_cache(maxsize=1)
+def _train_step(model: T5Config, method: Method, optimizer: Optimizer, loss: Loss, steps: int, accumulate: int, seed: int):
+    """(optimizer, compiled step). Kept for the next run: a study trains one model on task after task, and tracing would
+    take longer than a short run."""
+    tx = optimizer.build(steps, method.banked)
+    step = make_train_step(model, method, tx, optimizer.schedule.build(steps), loss, accumulate, seed)
+    return tx, jax.jit(step, donate_argnums=0)
+
+
 def train(experiment: Experiment, config_text: str = "", title: str = "") -> Evaluation | None:
     """Trains, evaluates and reports in `model_dir`; started again it resumes, or reports when it was finished.
 
@@ -250,7 +260,15 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
     checkpointer = checkpoint.Checkpointer(settings.model_dir, settings.keep, task_ids(experiment) or ())
     model = build_model(experiment, trained=checkpointer.latest() is not None)
     mesh = model.mesh
-    tx = experiment.optimizer.build(settings.steps, experiment.method.banked)
+    tx, step = _train_step(
+        experiment.model,
+        experiment.method,
+        experiment.optimizer,
+        experiment.loss,
+        settings.steps,
+        settings.accumulate,
+        settings.seed,
+    )
     create = lambda params: states.create(params, tx)
     abstract = jax.eval_shape(create, model.params)
     shardings = partitioning.state_shardings(abstract, model.shardings, mesh)
@@ -293,15 +311,6 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
             )
 
     during = dataclasses.replace(experiment.evaluate, control=False)
-    step = make_train_step(
-        experiment.model,
-        experiment.method,
-        tx,
-        experiment.optimizer.schedule.build(settings.steps),
-        experiment.loss,
-        settings.accumulate,
-        settings.seed,
-    )
     sharding = partitioning.batch_sharding(mesh)
     mine = partitioning.local_rows(sharding, settings.batch_size)
     metrics = Metrics(settings.model_dir, int(state.step))
@@ -311,7 +320,7 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
                 settings,
                 state,
                 model.frozen,
-                jax.jit(step, donate_argnums=0),
+                step,
                 lambda n: partitioning.put_batch(stream.batch(n, mine), sharding),
                 checkpointer,
                 metrics,

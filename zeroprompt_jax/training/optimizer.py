@@ -73,9 +73,9 @@ class Optimizer:
     b2: float = 0.999
     decay_rate: float = 0.8
     decay_offset: int = 0
-    decay_offsets: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    decay_offsets: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
     momentum: float | None = None
-    multipliers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    multipliers: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         if self.name not in OPTIMIZERS:
