@@ -55,7 +55,8 @@ class RecyclingStudy:
       sources: models whose prompts are recycled; None is all.
       words: the rows that maps are fitted to.
       rows: of each task in a batch of prompt training.
-      draws: random prompts of each kind: Gaussian with the norms of the re-tuned ones, and embeddings of drawn words.
+      draws: random prompts of each kind: Gaussian with the norms of the re-tuned ones, those of the initialisers in turn,
+        and embeddings of drawn words.
       choices: answers that an example is ranked among, where its task has no options of its own.
       examples: of a task's test split.
     """
@@ -243,8 +244,9 @@ def _shape(study: RecyclingStudy, model: _Model) -> tuple[int, int, int]:
 
 
 def _normal(study: RecyclingStudy, model: _Model, draw: int) -> np.ndarray:
-    """Random directions with the norms of the prompts trained on this model."""
-    own = _prompts(model, next(iter(study.initialisers)), 0, max(study.steps))
+    """Random directions with the norms of the prompts trained on this model, from the initialisers in turn."""
+    initialiser = list(study.initialisers)[draw % len(study.initialisers)]
+    own = _prompts(model, initialiser, 0, max(study.steps))
     x = np.random.default_rng(draw).normal(size=own.shape).astype(np.float32)
     return x * np.linalg.norm(own, axis=-1, keepdims=True) / np.linalg.norm(x, axis=-1, keepdims=True)
 
