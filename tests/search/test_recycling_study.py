@@ -95,8 +95,31 @@ def test_questions_are_fixed_and_answerable(tmp_path):
     assert len(questions) == 12 and questions == recycling_study._questions(asked)
     for q in questions:
         assert len(set(q.options)) == 3 and list(q.options) == sorted(q.options)
-        assert q.options[q.answer] == q.text.split()[int(q.task[-1])]
-    assert len({q.answer for q in questions}) == 3
+        assert [q.options[place] for place in q.answers] == [q.text.split()[int(q.task[-1])]]
+    assert len({q.answers for q in questions}) == 3
+
+
+def test_every_right_answer_of_listed_options_counts(tmp_path, monkeypatch):
+    fields = {"input": "which?", "target": "cow", "references": ("hen", "cow"), "options": ("dog", "cow", "cat", "hen")}
+    cards.register(cards.TaskCard("listed", "word", ("",)), cards.Source(lambda split: iter([fields] * 2), "fixed"))
+    cards.register_mixture("listed", ["listed"])
+    asked = study(tmp_path)
+    asked = dataclasses.replace(
+        asked, base=dataclasses.replace(asked.base, data=dataclasses.replace(asked.base.data, mixture="listed"))
+    )
+    questions = recycling_study._questions(asked)
+    assert [q.answers for q in questions] == [(1, 3)] * 2
+
+    class Chooses:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def score(self, texts, options, tasks):
+            return [[-4.0, -3.0, -2.0, -1.0], [-4.0, -2.0, -1.0, -3.0]]  # one of the right answers, and a wrong one
+
+    monkeypatch.setattr(recycling_study, "Predictor", Chooses)
+    model = recycling_study._Model("m", tmp_path, CONFIG, {}, None, tmp_path)
+    assert recycling_study._score(asked, model, None, questions) == ({"listed": 0.5}, {"listed": 1.5})
 
 
 @pytest.mark.slow
