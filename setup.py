@@ -20,6 +20,7 @@ REQUIRES = [
     "safetensors>=0.5,<0.9",
     "sentencepiece>=0.2.1,<0.3",
     "numpy>=2.0,<3",
+    "scipy>=1.13,<2",
     "tqdm>=4.66,<5",
     "matplotlib>=3.9,<4",
     "tensorboardX>=2.6.2.2,<3",

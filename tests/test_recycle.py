@@ -159,7 +159,7 @@ def test_refusals(homes, folders, tmp_path):
     for call, match in (
         (lambda: run(plain, out, a, b), "Task 'pool/task' was trained on another backbone than .*/b: of another shape"),
         (lambda: run(plain, out, b, table), "another backbone than .*table.npy: it holds embeddings alone"),
-        (lambda: run(plain, out, table), "table.npy holds embeddings alone; recycle a .npy"),
+        (lambda: run(plain, out, table), "table.npy holds embeddings alone; give the whole backbone"),
         (lambda: run(plain, out, b, None), "does not hold the backbone that it was trained on; name it with --from"),
         (lambda: run(plain, array), "output '.*out.npy' is neither a folder nor"),
         (
@@ -201,6 +201,17 @@ def test_the_command(homes, folders, tmp_path, capsys):
             f"{out} ({kind} on 300 words, which explains 100.0% of other words' embeddings)" in capsys.readouterr().out
         )
         np.testing.assert_allclose(task_file.read(out).params["prompt"], prompt @ rotation(homes), atol=1e-4)
+    # Tables alone cannot show that ids were given anew; that the map finds nothing is said.
+    order = np.random.default_rng(0).permutation(8092)
+    np.save(tmp_path / "prompt.npy", prompt[0])
+    for name, table in (("turned", homes["b"].embedding), ("renumbered", homes["b"].embedding[order])):
+        np.save(tmp_path / f"{name}.npy", table)
+        where = [str(tmp_path / "prompt.npy"), str(tmp_path / "out.npy"), sides[0], f"--to={tmp_path / name}.npy"]
+        assert main(["recycle", *where, sides[2], *words]) == 0
+        told = capsys.readouterr()
+        assert told.out.startswith(str(tmp_path / "out.npy"))
+        assert ("token ids do not mean the same tokens" in told.err) == (name == "renumbered")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []  # written whole, then moved
     for arguments, match in (
         (["x.npy"], "needs SOURCE OUTPUT --to BACKBONE, or --sweep"),
         (["--sweep", "--to=x"], "--sweep takes everything from --gin_file"),

@@ -9,12 +9,12 @@ from typing import Any
 
 import flax.traverse_util
 import jax
-import numpy as np
 
 from zeroprompt_jax.data import cards
 from zeroprompt_jax.data.batches import Features
 from zeroprompt_jax.data.vocabulary import load_vocabulary
 from zeroprompt_jax.errors import UserError, unknown
+from zeroprompt_jax.evaluation import report
 from zeroprompt_jax.evaluation.predict import Predictor
 from zeroprompt_jax.experiment import Experiment, build_model, restore, task_ids
 from zeroprompt_jax.interop import huggingface, peft
@@ -165,7 +165,6 @@ def _write(file: TaskFile, path: Path, format: str, config: t5.T5Config) -> None
         if set(file.params) != {"prompt"}:
             held = ", ".join(file.params)
             raise UserError(f"The format 'npy' holds a prompt; task '{file.task}' has {held}. Use --format=task.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, file.params["prompt"][0])
+        report.save_array(path, file.params["prompt"][0])
     else:
         peft.save(path, *peft.to_peft(file.params, config, alpha=getattr(file.method, "alpha", None)))

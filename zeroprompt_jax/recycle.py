@@ -20,6 +20,7 @@ from zeroprompt_jax.data import pieces
 from zeroprompt_jax.data.pieces import EnglishWords
 from zeroprompt_jax.data.vocabulary import load_vocabulary
 from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.evaluation import report
 from zeroprompt_jax.experiment import Experiment
 from zeroprompt_jax.interop import huggingface
 from zeroprompt_jax.methods.base import Method
@@ -249,7 +250,7 @@ def recycle(
         files = [task_file.read(source)]
     if target.fingerprint is None:
         raise UserError(
-            f"A task file names its whole backbone, and {target.name} holds embeddings alone; recycle a .npy."
+            f"A task file says which backbone it is for, and {target.name} holds embeddings alone; give the whole backbone."
         )
     for file in files:
         _folded(file)
@@ -287,7 +288,5 @@ def _recycle_array(source, output, origin: Home, target: Home, recycler: Recycle
     if prompt.ndim != 2 or prompt.shape[1] != width:
         raise UserError(f"'{source}' holds shape {list(prompt.shape)}; a prompt of {origin.name} is length × {width}.")
     fitted = _fitted(origin, target, recycler, words, kept)
-    made = np.asarray(recycling.apply(fitted.map, prompt))
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    np.save(output, made)
+    report.save_array(output, np.asarray(recycling.apply(fitted.map, prompt)))
     return [Path(output)], fitted

@@ -246,6 +246,8 @@ def test_bad_requests_are_named(predictor):
         (lambda: predictor.score(["a", "b"], []), "0 option lists for 2 texts"),
         (lambda: predictor.score(["a"], [["x"], ["y"]]), "2 option lists for 1 texts"),
         (lambda: predictor.score(["a", "b"], [["x"], "yes"]), "is the text 'yes', not a list"),
+        (lambda: predictor.score(["a"], [["x", "yes"]], shape=(1, 4)), r"\(1, 4\) .* up to 2 options of"),
+        (lambda: predictor.score(["a"], [["x", "yes"]], shape=(2, 1)), r"\(2, 1\) of options is too small"),
         (lambda: tight.predict(["a long enough input"], "words"), "inputs=12 is too short for task 'words'.*leaves 1"),
         (lambda: instructed.predict(["a"], "words"), "instructions=8 is too short for task 'words'"),
         (lambda: dataclasses.replace(predictor, batch_size=0), "batch_size"),

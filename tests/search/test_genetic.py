@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import types
 
 import numpy as np
 import pytest
@@ -68,6 +69,12 @@ class Scorer:
 
 def problem(scorer=None, first=FIRST, **changes):
     return Problem(first, scorer or Scorer(), **{"gold_E": GOLD, **changes})
+
+
+@pytest.fixture(autouse=True)
+def no_time_passes(monkeypatch):
+    """States say how long they took; without it they are the same to the byte."""
+    monkeypatch.setattr(genetic, "time", types.SimpleNamespace(monotonic=lambda: 0.0))
 
 
 def settings(**changes):

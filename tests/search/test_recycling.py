@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from zeroprompt_jax.errors import UserError
@@ -161,6 +162,21 @@ def test_the_network_is_deterministic_and_learns():
     assert first.arrays["kernel_0"].shape == (D, 4 * E)
     other = recycling.apply(fit(seed=1), SOURCE)
     assert np.abs(other - recycling.apply(first, SOURCE)).max() > 1e-3
+
+
+def test_the_network_is_trained_by_optax_adam():
+    # The same training written plainly: rows as they are, kernels as `transform` reads them. One batch holds all rows, so
+    # that their order is of no matter.
+    network = Network(updates=6, batch=50, learning_rate=0.01)
+    start = Network(updates=6, batch=50, learning_rate=0.0).learn(jnp.asarray(SOURCE), jnp.asarray(TARGET))
+    adam, params = optax.adam(0.01), start
+    state, loss = adam.init(params), lambda p: jnp.mean(optax.l2_loss(network.transform(p, SOURCE), TARGET))
+    for _ in range(6):
+        changes, state = adam.update(jax.grad(loss)(params), state)
+        params = optax.apply_updates(params, changes)
+    found = network.learn(jnp.asarray(SOURCE), jnp.asarray(TARGET))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, params)
+    assert np.abs(found["kernel_0"] - start["kernel_0"]).max() > 0.03
 
 
 def test_every_epoch_sees_every_row_once(monkeypatch):

@@ -19,7 +19,7 @@ from zeroprompt_jax.methods.prompt import Prompt
 from zeroprompt_jax.models import t5
 from zeroprompt_jax.search import recycling_report, recycling_study
 from zeroprompt_jax.search.recycling import Linear
-from zeroprompt_jax.search.recycling_report import cases, paired, summary, wilson
+from zeroprompt_jax.search.recycling_report import cases, paired, random_cases, summary, wilson
 from zeroprompt_jax.search.recycling_study import Record, RecyclingStudy
 from zeroprompt_jax.search.relatives import Rotated, Same, Trained
 from zeroprompt_jax.training.loop import Train
@@ -95,8 +95,31 @@ def test_questions_are_fixed_and_answerable(tmp_path):
     assert len(questions) == 12 and questions == recycling_study._questions(asked)
     for q in questions:
         assert len(set(q.options)) == 3 and list(q.options) == sorted(q.options)
-        assert q.options[q.answer] == q.text.split()[int(q.task[-1])]
-    assert len({q.answer for q in questions}) == 3
+        assert [q.options[place] for place in q.answers] == [q.text.split()[int(q.task[-1])]]
+    assert len({q.answers for q in questions}) == 3
+
+
+def test_every_right_answer_of_listed_options_counts(tmp_path, monkeypatch):
+    fields = {"input": "which?", "target": "cow", "references": ("hen", "cow"), "options": ("dog", "cow", "cat", "hen")}
+    cards.register(cards.TaskCard("listed", "word", ("",)), cards.Source(lambda split: iter([fields] * 2), "fixed"))
+    cards.register_mixture("listed", ["listed"])
+    asked = study(tmp_path)
+    asked = dataclasses.replace(
+        asked, base=dataclasses.replace(asked.base, data=dataclasses.replace(asked.base.data, mixture="listed"))
+    )
+    questions = recycling_study._questions(asked)
+    assert [q.answers for q in questions] == [(1, 3)] * 2
+
+    class Chooses:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def score(self, texts, options, tasks):
+            return [[-4.0, -3.0, -2.0, -1.0], [-4.0, -2.0, -1.0, -3.0]]  # one of the right answers, and a wrong one
+
+    monkeypatch.setattr(recycling_study, "Predictor", Chooses)
+    model = recycling_study._Model("m", tmp_path, CONFIG, {}, None, tmp_path)
+    assert recycling_study._score(asked, model, None, questions) == ({"listed": 0.5}, {"listed": 1.5})
 
 
 @pytest.mark.slow
@@ -171,11 +194,49 @@ def test_cases_are_counted_against_random_prompts_not_zero_shot():
     assert paired(found, "v2v-lin", "v2v-nn")[0::2] == (pytest.approx(-0.4), 1)
 
 
+def test_cases_of_one_pair_of_models_are_one_observation():
+    # Three pairs, which differ by -0.1, 0 and 0.4: their t interval has two degrees of freedom.
+    ways = (("a", "b", -0.1), ("b", "a", -0.1), ("a", "c", 0.0), ("b", "c", 0.4))
+    target = {"b": "a", "a": "b", "c": "c"}
+    records = [r for name in target for r in baselines(name)]
+    other = [made("v2v-nn", 0.5, source, to) for source, to, _ in ways]
+    own = [made("v2v-lin", 0.5 + apart, source, to) for source, to, apart in ways]
+    mean, half, n = paired(cases([*records, *other, *own], ["a", "b", "c"]), "v2v-lin", "v2v-nn")
+    assert n == 3 and mean == pytest.approx(0.1)
+    assert half == pytest.approx(4.3027 * np.std([-0.1, 0, 0.4], ddof=1) / 3**0.5, rel=1e-4)
+    # The same again, as further tasks of the same models, tells nothing more of other models.
+    again = [dataclasses.replace(r, scores={"x": r.scores["x"], "y": r.scores["x"]}) for r in [*records, *other, *own]]
+    assert paired(cases(again, ["a", "b", "c"]), "v2v-lin", "v2v-nn") == pytest.approx((mean, half, 3))
+
+
+def test_the_null_rate_is_that_of_random_prompts_among_themselves():
+    rng = np.random.default_rng(0)
+    tasks = [f"t{i}" for i in range(200)]
+    record = lambda method, source="", run=0: Record(
+        "b", method, source, "i" if source else "", run, 5 if source else 0, dict(zip(tasks, rng.random(200)))
+    )
+    drawn = [record(kind, run=i) for kind in ("random normal", "random words") for i in range(8)]
+    records = [record("zero-shot"), *drawn, record("re-tuned", "b"), record("v2v-lin", "a"), record("v2v-nn", "a")]
+    found = cases(records, ["a", "b"])
+    null = random_cases(records, found)
+    assert len(null) == 16 * 200 and {c.level for c in null} == {"b"}
+    counts = summary(null)
+    # Of 15 others the interpolated percentile lies between the first and the second, so the rate is near 1/16 to 2/16.
+    assert 1 / 16 <= counts["recycled"] / counts["n"] < 2 / 16 and counts["gain"] == pytest.approx(0)
+    # Prompts that are drawn like the random ones are counted as often.
+    alike = summary(found)
+    assert abs(alike["recycled"] / alike["n"] - counts["recycled"] / counts["n"]) < 0.05
+
+
 def test_table_and_picture(tmp_path):
     found = [*baselines("a"), *baselines()]
     assert "No pair" in recycling_report.write(tmp_path, found, ["a", "b"], ["v2v-lin", "v2v-nn"], "t")
     for source, target in (("a", "a"), ("a", "b"), ("b", "a")):
         found += [made("v2v-lin", 0.75, source, target), made("v2v-nn", 0.5, source, target)]
     text = recycling_report.write(tmp_path, found, ["a", "b"], ["v2v-lin", "v2v-nn"], "t")
-    assert "2/2" in text and "1/1" in text and "+55.0" in text and "+25.0 ± 0.0" in text and "5 random prompts" in text
+    assert "2/2" in text and "1/1" in text and "+55.0" in text and "5 random prompts" in text
+    lines = [line.split() for line in text.splitlines()]
+    # One pair of models has no interval; on each target five draws are counted, each against the others.
+    assert ["v2v-lin", "+25.0", "1"] in lines
+    assert [line[:3] for line in lines if line[1:2] == ["random"]] == [["a", "random", "1/5"], ["b", "random", "2/10"]]
     assert (tmp_path / "results.png").stat().st_size > 10_000 and (tmp_path / "table.txt").read_text() == text

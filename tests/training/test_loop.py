@@ -206,10 +206,19 @@ def test_metrics_go_to_tensorboard_too(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "every, steps", [(None, [10]), (4, [4, 8, 10]), (5, [5, 10]), ((3, 4), [3, 4, 10]), ((), [10])]
+)
+def test_when_checkpoints_are_written(every, steps):
+    train = Train("x", 10, save_every=every)
+    assert [step for step in range(1, 11) if train.saves(step)] == steps
+
+
+@pytest.mark.parametrize(
     "changes, sentence",
     [
         ({"steps": 0}, "Train.steps is 0; it must be at least 1."),
         ({"save_every": 0}, "Train.save_every is 0; it must be at least 1."),
+        ({"save_every": (4, 0)}, r"Train.save_every is \(4, 0\); it must be at least 1."),
         ({"accumulate": 3}, "Train.batch_size 64 does not divide into 3 micro-batches."),
     ],
 )

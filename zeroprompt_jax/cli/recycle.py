@@ -1,6 +1,7 @@
 """Carries trained prompts to another backbone with the same vocabulary, without training; or sweeps over models (--sweep)."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from zeroprompt_jax import config
@@ -14,6 +15,7 @@ RECYCLERS = {
     "procrustes": "recyclers.Procrustes",
     "anchors": "recyclers.Anchors",
 }
+_UNRELATED = 0.05  # share of the variance: tables whose rows do not belong together stay below it
 _BACKBONE = "packaged:NAME, a directory in Hugging Face layout, a run's MODEL_DIR, or a .npy file of embeddings"
 
 
@@ -63,6 +65,12 @@ def run(args: argparse.Namespace) -> int:
     shown = str(paths[0]) if len(paths) == 1 else f"{len(paths):,} tasks in {args.output}"
     tested = "" if fitted.explained is None else f", which explains {fitted.explained:.1%} of other words' embeddings"
     print(f"{shown} ({args.recycler} on {len(fitted.ids):,} words{tested})")
+    if fitted.explained is not None and fitted.explained <= _UNRELATED:
+        print(
+            "Warning: the map says no more of other words' embeddings than their mean does. Either the models share "
+            "nothing that it can use, or their token ids do not mean the same tokens.",
+            file=sys.stderr,
+        )
     return 0
 
 

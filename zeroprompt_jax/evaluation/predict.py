@@ -130,7 +130,7 @@ class Predictor:
             ones near each text's own. For texts that are always scored together it saves padding and compilation.
 
         Raises:
-          UserError: as `predict`, and an empty option list, or lists that do not match the texts.
+          UserError: as `predict`, and an empty option list, lists that do not match the texts, or a `shape` too small.
         """
         options = list(options)
         if options and all(isinstance(o, str) for o in options):
@@ -146,6 +146,13 @@ class Predictor:
         rows, names = self._rows(texts, tasks)
         encode = functools.cache(self.vocabulary.encode)
         ids = [[encode(option) for option in row] for row in options]
+        if shape and ids:
+            needed = max(map(len, ids)), max(len(option) + 1 for row in ids for option in row)
+            if needed[0] > shape[0] or needed[1] > shape[1]:
+                raise UserError(
+                    f"The shape {tuple(shape)} of options is too small: there are up to {needed[0]} options of up to "
+                    f"{needed[1]} tokens, EOS included."
+                )
         counts = np.array([shape[0] if shape else bucket(len(row), 4, 4) for row in ids])
         lengths = np.array([shape[1] if shape else bucket(max(map(len, row)) + 1, least=4) for row in ids])
         out: list[list[float] | None] = [None] * len(texts)

@@ -298,6 +298,16 @@ def save_text(path: str | os.PathLike, text: str) -> None:
     _replace(Path(path), lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
+def save_array(path: str | os.PathLike, array: np.ndarray) -> None:
+    """Writes a .npy file, whole or not at all."""
+
+    def write_to(partial: Path) -> None:
+        with partial.open("wb") as f:  # given a name, np.save would add .npy to it
+            np.save(f, array)
+
+    _replace(Path(path), write_to)
+
+
 def _replace(path: Path, write_to: Callable[[Path], Any]) -> None:
     """Has `write_to` write a file beside `path`, then moves it there, so that `path` is whole at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ class State:
       kept: per finished generation its K best wordings, best first.
       archive: every scored wording in order: `wording`, `parent`, `operator`, `generation`, `fitness`.
       rescored: fitness of kept wordings by their second scores.
+      seconds: spent until the last writing, by all processes that continued the search.
     """
 
     identity: str
@@ -93,6 +95,7 @@ class State:
     kept: list[list[str]] = dataclasses.field(default_factory=list)
     archive: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     rescored: dict[str, float] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,26 +127,31 @@ def search(settings: Genetic, problem: Problem, writer: Writer | None, path: str
     Raises:
       UserError: no first wordings, two that are the same, one that does not fit; a file of another search.
     """
-    path = Path(path)
+    path, began = Path(path), time.monotonic()
     state = _begin(settings, problem, path)
-    keep = settings.keep or len(problem.first)
+    earlier, keep = state.seconds, settings.keep or len(problem.first)
+
+    def save() -> None:
+        state.seconds = earlier + time.monotonic() - began
+        report.save_text(path, json.dumps(dataclasses.asdict(state), ensure_ascii=False, indent=1))
+
     while True:
-        _score(settings, problem, state, path)
+        _score(settings, problem, state, save)
         if len(state.kept) == state.generation:
             state.kept.append(_select(settings, state, keep))
-            _save(state, path)
+            save()
         if state.generation >= settings.generations:
             break
         children = breed(settings, problem, state, writer)
         state.generation += 1
         # Parents return where no child survives, so that they may try again with another draw.
         state.population = children or [{"wording": w, "parent": w, "operator": None} for w in state.kept[-1]]
-        _save(state, path)
+        save()
     if settings.rescore and not state.rescored:
         kept = list(dict.fromkeys(wording for names in state.kept for wording in names))
         scores_WEO, target_E = problem.score(kept), np.array(state.targets)
         state.rescored = {w: settings.fitness.value(s_EO, target_E) for w, s_EO in zip(kept, scores_WEO)}
-        _save(state, path)
+        save()
     return state
 
 
@@ -210,7 +218,7 @@ def _by_key(state: State) -> dict[str, dict[str, Any]]:
     return {normalise(r["wording"]): r for r in state.archive}
 
 
-def _score(settings: Genetic, problem: Problem, state: State, path: Path) -> None:
+def _score(settings: Genetic, problem: Problem, state: State, save: Callable[[], None]) -> None:
     """Scores what of the population the archive lacks."""
     known = _by_key(state)
     new = [r for r in state.population if normalise(r["wording"]) not in known]
@@ -225,7 +233,7 @@ def _score(settings: Genetic, problem: Problem, state: State, path: Path) -> Non
         for record, scores_EO in zip(part, scores_WEO):
             fitness = settings.fitness.value(scores_EO, target_E)
             state.archive.append({**record, "generation": state.generation, "fitness": fitness})
-        _save(state, path)
+        save()
 
 
 def _select(settings: Genetic, state: State, keep: int) -> list[str]:
@@ -261,7 +269,3 @@ def _begin(settings: Genetic, problem: Problem, path: Path) -> State:
     if len(state.kept) <= settings.generations:
         state.rescored = {}  # of a shorter search that is now continued
     return state
-
-
-def _save(state: State, path: Path) -> None:
-    report.save_text(path, json.dumps(dataclasses.asdict(state), ensure_ascii=False, indent=1))

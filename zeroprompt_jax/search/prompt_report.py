@@ -43,8 +43,9 @@ def table(records: Sequence[Record]) -> str:
         f"below the best manual wording on dev: {lost} of {len(records)} tasks.",
         f"Selected by {' and '.join(sorted({r['fitness'] for r in records}))}, labels used per task: "
         f"{' to '.join(str(n) for n in sorted({min(labels), max(labels)}))}.",
-        f"Cost: {sum(r['wordings'] * r['examples'] for r in records):,} prompts scored, "
-        f"{sum(r['tflop'] for r in records):.3g} TFLOP, {sum(r['minutes'] for r in records):.1f} minutes in all.",
+        f"Scoring: {sum(r['wordings'] * r['examples'] for r in records):,} prompts, "
+        f"{sum(r['tflop'] for r in records):.3g} TFLOP. Searching, new wordings included: "
+        f"{sum(r['minutes'] for r in records):.1f} minutes.",
         "",
     ]
     for r in records:

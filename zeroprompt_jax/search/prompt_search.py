@@ -4,7 +4,6 @@ as one table and picture."""
 import dataclasses
 import math
 import sys
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -132,8 +131,8 @@ def run(study: PromptSearch, title: str = "") -> str:
 def search_task(study: PromptSearch, name: str, predictor: Predictor, writer: Writer, path: Path) -> records.Record:
     """Searches one task's wordings. Returns `first`, `manual` (the best of the first population) and `found`, each with
     `wording`, `dev` and `test` accuracy; `progress` per generation; and what it cost: `labels` read, `wordings` scored,
-    `examples`, `tflop` of the scoring (analytic, padding not counted) and `minutes`."""
-    began = time.perf_counter()
+    `examples`, `tflop` of the scoring (analytic, padding not counted) and `minutes`, of the whole search by all processes
+    that continued it."""
     settings, card, source = study.genetic, cards.card(name), cards.source(name)
     dev = Examples.of(card, _dev(study, card, source))
     test = Examples.of(card, [*source.examples("test")][: study.test_examples])
@@ -176,7 +175,7 @@ def search_task(study: PromptSearch, name: str, predictor: Predictor, writer: Wr
         "wordings": len(state.archive) + len(state.rescored),
         "examples": len(dev.gold_E),
         "tflop": _tflop(predictor, card, dev, [*(r["wording"] for r in state.archive), *state.rescored]),
-        "minutes": (time.perf_counter() - began) / 60,
+        "minutes": state.seconds / 60,
     }
 
 

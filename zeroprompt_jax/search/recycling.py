@@ -195,16 +195,19 @@ class Network(Recycler):
         order = jax.vmap(lambda key: jax.random.permutation(key, T))(jax.random.split(keys[2], epochs))
         batches = order[:, : T // batch * batch].reshape(-1, batch)[: self.updates]
         adam = optax.adam(self.learning_rate)
+        # Trained as [out, in]: XLA's CPU product of few rows with a transposed kernel takes about half the time.
+        flip = lambda arrays: jax.tree.map(jnp.transpose, arrays)
+        params = flip(params)
 
         def loss(params, rows):
-            return jnp.mean(optax.l2_loss(self.transform(params, source_TD[rows]), target_TE[rows]))
+            return jnp.mean(optax.l2_loss(self.transform(flip(params), source_TD[rows]), target_TE[rows]))
 
         def update(carry, rows):
             params, state = carry
             changes, state = adam.update(jax.grad(loss)(params, rows), state)
             return (optax.apply_updates(params, changes), state), None
 
-        return jax.lax.scan(update, (params, adam.init(params)), batches)[0][0]
+        return flip(jax.lax.scan(update, (params, adam.init(params)), batches)[0][0])
 
     def transform(self, arrays, prompt_PD):
         hidden = jax.nn.relu(prompt_PD @ arrays["kernel_0"] + arrays["bias_0"])

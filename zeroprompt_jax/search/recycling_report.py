@@ -1,7 +1,8 @@
 """The recycling study's table and picture.
 
 A prompt counts as recycled when it scores above the 95th percentile of random prompts on the same target and task: to beat
-a model without a prompt is easy, as random prompts do so often.
+a model without a prompt is easy, as random prompts do so often. A percentile of few draws is rough, so how many random
+prompts count by the same rule, each against the others, is shown beside it.
 """
 
 import collections
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.special
 
 from zeroprompt_jax.evaluation import report
 
-ZERO_SHOT, RETUNED, COPY = "zero-shot", "re-tuned", "raw copy"
+ZERO_SHOT, RETUNED, COPY, RANDOM = "zero-shot", "re-tuned", "raw copy", "random"
 PAPER = "v2v-nn"  # what other recyclers are compared with, case by case
 _QUANTILE = 95
 
@@ -24,7 +26,7 @@ class Case(NamedTuple):
 
     level: str
     method: str
-    key: tuple  # of the prompt and the target, whatever recycled it
+    key: tuple  # of the prompt and the target, whatever recycled it: source, target, initialiser, run, step, task
     score: float
     zero_shot: float
     random: float
@@ -35,14 +37,9 @@ class Case(NamedTuple):
 def cases(records: Sequence[Any], models: Sequence[str]) -> list[Case]:
     """Every recycled or copied prompt. Its level is the farther of its two models, and of a model with itself
     the first. Targets not yet measured are left out."""
-    zero, drawn, retuned = {}, collections.defaultdict(list), {}
-    for r in records:
-        if r.method == ZERO_SHOT:
-            zero[r.target] = r.scores
-        elif r.method == RETUNED:
-            retuned[r.target, r.initialiser, r.run, r.step] = r.scores
-        elif not r.source:
-            drawn[r.target].append(r.scores)
+    zero = {r.target: r.scores for r in records if r.method == ZERO_SHOT}
+    retuned = {(r.target, r.initialiser, r.run, r.step): r.scores for r in records if r.method == RETUNED}
+    drawn = _drawn(records)
     out = []
     for r in records:
         own = retuned.get((r.target, r.initialiser, r.run, r.step))
@@ -52,9 +49,37 @@ def cases(records: Sequence[Any], models: Sequence[str]) -> list[Case]:
         for task, score in r.scores.items():
             values = [scores[task] for scores in drawn[r.target]]
             key = (r.source, r.target, r.initialiser, r.run, r.step, task)
-            bar = float(np.percentile(values, _QUANTILE))
-            out.append(Case(level, r.method, key, score, zero[r.target][task], float(np.mean(values)), bar, own[task]))
+            out.append(Case(level, r.method, key, score, zero[r.target][task], *_against(values), own[task]))
     return out
+
+
+def random_cases(records: Sequence[Any], found: Sequence[Case]) -> list[Case]:
+    """Every random prompt on the targets and tasks of each level's cases, compared with the other random prompts there:
+    how often chance alone is counted as recycled."""
+    drawn, places = _drawn(records), collections.defaultdict(list)
+    for c in found:
+        places[c.level, c.key[1], c.key[-1]].append(c)
+    out = []
+    for (level, target, task), group in places.items():
+        values, own = [scores[task] for scores in drawn[target]], float(np.mean([c.retuned for c in group]))
+        for i, score in enumerate(values):
+            key, others = ("", target, "", i, 0, task), values[:i] + values[i + 1 :]
+            out.append(Case(level, RANDOM, key, score, group[0].zero_shot, *_against(others), own))
+    return out
+
+
+def _drawn(records: Sequence[Any]) -> dict[str, list[Mapping[str, float]]]:
+    """Target to the scores of each random prompt."""
+    out = collections.defaultdict(list)
+    for r in records:
+        if not r.source and r.method != ZERO_SHOT:
+            out[r.target].append(r.scores)
+    return out
+
+
+def _against(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and bar of random prompts' scores."""
+    return float(np.mean(values)), float(np.percentile(values, _QUANTILE))
 
 
 def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -81,14 +106,20 @@ def summary(found: Sequence[Case]) -> dict[str, float]:
 
 
 def paired(found: Sequence[Case], method: str, other: str) -> tuple[float, float, int]:
-    """Mean difference of two methods on the same prompts, half its 95% interval as if cases were independent, and their
-    number."""
-    scores = {(c.method, c.level, c.key): c.score for c in found}
-    own = [(s, scores.get((other, level, key))) for (m, level, key), s in scores.items() if m == method]
-    values = np.array([a - b for a, b in own if b is not None])
-    if not len(values):
-        return 0.0, 0.0, 0
-    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+    """Difference of two methods on the same prompts, its mean over pairs of models; half the 95% t interval of that mean,
+    NaN for a single pair; and the number of pairs.
+
+    A pair, in both directions, counts once: its tasks, initialisers and steps share two models and their maps, and are
+    no independent cases."""
+    scores = {(c.method, c.key): c.score for c in found}
+    pairs = collections.defaultdict(list)
+    for (name, key), score in scores.items():
+        if name == method and (other, key) in scores:
+            pairs[frozenset(key[:2])].append(score - scores[other, key])
+    values = np.array([np.mean(own) for own in pairs.values()])
+    if len(values) < 2:
+        return float(values.sum()), float("nan"), len(values)
+    half = scipy.special.stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean()), float(half), len(values)
 
 
@@ -116,7 +147,8 @@ def table(records: Sequence[Any], models: Sequence[str], recyclers: Sequence[str
         "re-tuned",
     ]
     lines = []
-    for (level, method), group in _groups(found, models, [*recyclers, COPY]).items():
+    shown = [*found, *random_cases(records, found)]
+    for (level, method), group in _groups(shown, models, [*recyclers, COPY, RANDOM]).items():
         s = summary(group)
         low, high = wilson(s["recycled"], s["n"])
         points = [f"{100 * s[name]:.1f}" for name in ("zero_shot", "random", "retuned")]
@@ -135,15 +167,19 @@ def table(records: Sequence[Any], models: Sequence[str], recyclers: Sequence[str
     out = report.align([head, *lines])
     own = [[m, *paired([c for c in found if c.key[0] != c.key[1]], m, PAPER)] for m in recyclers if m != PAPER]
     if PAPER in recyclers and any(n for *_, n in own):
-        out += ["", f"Points more than {PAPER} on the same prompts, all pairs of different models:", ""]
-        out += report.align(
-            [["method", "difference", "cases"], *([m, f"{100 * d:+.1f} ± {100 * h:.1f}", f"{n}"] for m, d, h, n in own)]
-        )
-    draws = max(collections.Counter(r.target for r in records if not r.source and r.method != ZERO_SHOT).values())
+        out += ["", f"Points more than {PAPER} on the same prompts, means over pairs of different models:", ""]
+        lines = [[m, f"{100 * d:+.1f} ± {100 * h:.1f}" if n > 1 else f"{100 * d:+.1f}", f"{n}"] for m, d, h, n in own]
+        out += report.align([["method", "difference", "pairs"], *lines])
+        out += [
+            "±: 95% t interval over pairs, each the mean of its tasks, initialisers, steps and both directions, as if pairs",
+            f"that share a model were independent; not corrected for the number of comparisons, {len(own)}.",
+        ]
+    draws = max(map(len, _drawn(records).values()))
     out += [
         "",
-        f"Rank accuracy in points of 100. recycled: prompts above the {_QUANTILE}th percentile of {draws} random prompts of "
-        "the same target and task;",
+        f"Rank accuracy in points of 100. recycled: prompts above the {_QUANTILE}th percentile (interpolated) of {draws} random "
+        "prompts of the",
+        f"same target and task. {RANDOM}: the same count of the random prompts, each against the others: what chance reaches.",
         "95%: Wilson's interval, as if cases were independent, which those of one pair of models are not. gain: over the mean "
         "random prompt.",
         "closed: share of the way from random to re-tuned prompts.",

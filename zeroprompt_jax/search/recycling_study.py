@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import io
-import math
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,7 +54,8 @@ class RecyclingStudy:
       sources: models whose prompts are recycled; None is all.
       words: the rows that maps are fitted to.
       rows: of each task in a batch of prompt training.
-      draws: random prompts of each kind: Gaussian with the norms of the re-tuned ones, and embeddings of drawn words.
+      draws: random prompts of each kind: Gaussian with the norms of the re-tuned ones, those of the initialisers in turn,
+        and embeddings of drawn words.
       choices: answers that an example is ranked among, where its task has no options of its own.
       examples: of a task's test split.
     """
@@ -96,7 +96,7 @@ class RecyclingStudy:
 class Record:
     """What one bank of prompts scored on the target. method: a recycler's name, or a baseline. What a method does not
     depend on is empty; of random prompts `run` counts the draws. scores: task to accuracy. losses: task
-    to the right answer's mean negative log-likelihood, nats."""
+    to the (likeliest) right answer's mean negative log-likelihood, nats."""
 
     target: str
     method: str
@@ -181,15 +181,14 @@ def _train(study: RecyclingStudy, model: _Model, initialiser: str, seed: int) ->
         return
     print(f"Prompts of '{model.name}' from {initialiser}, run {seed}.", file=sys.stderr)
     base = study.base
-    every = math.gcd(*study.steps)
     train = dataclasses.replace(
         base.train,
         model_dir=str(folder),
         steps=last,
         batch_size=study.rows * len(base.data.training()),
         seed=seed,
-        save_every=every,
-        keep=last // every,
+        save_every=tuple(study.steps),
+        keep=len(study.steps),
         initial_checkpoint_path=str(model.folder),
     )
     cache = base.data.cache_dir or str(study.root / "cache")
@@ -243,8 +242,9 @@ def _shape(study: RecyclingStudy, model: _Model) -> tuple[int, int, int]:
 
 
 def _normal(study: RecyclingStudy, model: _Model, draw: int) -> np.ndarray:
-    """Random directions with the norms of the prompts trained on this model."""
-    own = _prompts(model, next(iter(study.initialisers)), 0, max(study.steps))
+    """Random directions with the norms of the prompts trained on this model, from the initialisers in turn."""
+    initialiser = list(study.initialisers)[draw % len(study.initialisers)]
+    own = _prompts(model, initialiser, 0, max(study.steps))
     x = np.random.default_rng(draw).normal(size=own.shape).astype(np.float32)
     return x * np.linalg.norm(own, axis=-1, keepdims=True) / np.linalg.norm(x, axis=-1, keepdims=True)
 
@@ -256,12 +256,12 @@ def _words(study: RecyclingStudy, model: _Model, draw: int) -> np.ndarray:
 
 
 class _Question(NamedTuple):
-    """A test example. answer: its place among the options."""
+    """A test example. answers: the places of the right ones among the options; of listed options several may be right."""
 
     task: str
     text: str
     options: tuple[str, ...]
-    answer: int
+    answers: tuple[int, ...]
 
 
 def _questions(study: RecyclingStudy) -> list[_Question]:
@@ -277,7 +277,8 @@ def _questions(study: RecyclingStudy) -> list[_Question]:
             options = r.options or tuple(sorted([*drawn, r.target]))
             if len(options) < 2:
                 raise UserError(f"Task '{task}' has too few different answers to rank: {', '.join(answers)}.")
-            out.append(_Question(task, r.input, options, options.index(r.target)))
+            right = tuple(place for place, o in enumerate(options) if o == r.target or o in r.references)
+            out.append(_Question(task, r.input, options, right))
     return out
 
 
@@ -299,7 +300,7 @@ def _score(study: RecyclingStudy, model: _Model, prompts: np.ndarray | None, que
     right = {task: [] for task in tasks}
     losses = {task: [] for task in tasks}
     for q, scores in zip(questions, found):
-        right[q.task].append(int(np.argmax(scores)) == q.answer)
-        losses[q.task].append(-scores[q.answer])
+        right[q.task].append(int(np.argmax(scores)) in q.answers)
+        losses[q.task].append(-max(scores[place] for place in q.answers))
     mean = lambda values: {task: float(np.mean(of_task)) for task, of_task in values.items()}
     return mean(right), mean(losses)

@@ -7,7 +7,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,7 +32,7 @@ class Train:
     """How long and how often. Counts are in steps, one step being one update from one batch.
 
     batch_size is global, over all devices and micro-batches. eval_every None evaluates at the end only; save_every None
-    saves at the end only. initial_checkpoint_path: parameters to start from (a run's MODEL_DIR or one step of it, or a
+    saves at the end only, and several numbers after these steps too. initial_checkpoint_path: parameters to start from (a run's MODEL_DIR or one step of it, or a
     backbone: 'packaged:t5_tiny' or a directory in Hugging Face layout), as far as initial_checkpoint_regex matches their
     paths, such as 'backbone/.*'.
     """
@@ -44,7 +44,7 @@ class Train:
     seed: int = 0
     log_every: int = 100
     eval_every: int | None = None
-    save_every: int | None = 1000
+    save_every: int | Sequence[int] | None = 1000
     keep: int = 2
     initial_checkpoint_path: str | None = None
     initial_checkpoint_regex: str = ".*"
@@ -52,10 +52,15 @@ class Train:
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep", "eval_every", "save_every"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and np.min(value, initial=1) < 1:
                 raise UserError(f"Train.{name} is {value}; it must be at least 1.")
         if self.batch_size % self.accumulate:
             raise UserError(f"Train.batch_size {self.batch_size} does not divide into {self.accumulate} micro-batches.")
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is written after this step."""
+        every = self.save_every or ()
+        return step == self.steps or (step % every == 0 if isinstance(every, int) else step in every)
 
 
 class Metrics:
@@ -248,7 +253,7 @@ def fit(
             waiting = (step, device_metrics)
             last = step == settings.steps
             evaluates = evaluate is not None and settings.eval_every and step % settings.eval_every == 0 and not last
-            saves = last or (settings.save_every and step % settings.save_every == 0)
+            saves = settings.saves(step)
             if evaluates or saves:
                 finish(*waiting)
                 waiting = None
