@@ -96,6 +96,29 @@ def test_what_leaves_the_bank_comes_back_and_nothing_compiles():
         kept.places(np.ones((1, 25), np.int32))
 
 
+@pytest.mark.parametrize("step", ["_write", "take"])
+def test_an_interrupt_leaves_no_task_with_anothers_modules(step, monkeypatch):
+    kept = store(capacity=3)
+    kept.places(TASKS[:3])
+    owner, name = (kept, step) if step == "_write" else (modules, step)
+    original, calls = getattr(owner, name), []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        kept.places(TASKS[3:4])
+        with pytest.raises(KeyboardInterrupt):
+            kept.places(TASKS[4:5])
+    for tasks in ((1, 2, 3, 1), (4, 0, 4, 0), (5, 5, 5, 5), MIXED):
+        near(cached(kept, tasks), uncached(tasks))
+    assert sorted(kept._places.values()) == [0, 1, 2]
+
+
 def test_padding_and_the_length_of_the_store_change_nothing():
     kept = store(length=40)
     wide = np.pad(TASKS[list(MIXED)], ((0, 0), (0, 16)))

@@ -180,20 +180,22 @@ class ModuleStore:
                 self._put(part, made)
 
     def _put(self, tasks: list[bytes], made: Conditioning) -> None:
-        """Puts the first groups of `made` into places of the bank, which others may have to leave."""
-        places = np.full(finest(made), self.capacity, np.int32)  # beyond the bank: dropped
-        for row, task in enumerate(tasks):
-            places[row] = self._place()
-            self._places[task] = int(places[row])
-        self.bank = self._write(self.bank, made, places)
+        """Puts the first groups of `made` into places of the bank, which others may have to leave.
 
-    def _place(self) -> int:
-        if len(self._places) < self.capacity:
-            return len(self._places)
-        task, place = self._places.popitem(last=False)
-        if self._directory is None:
-            self._host[task] = jax.device_get(take(self.bank, np.array([place], np.int32)))
-        return place
+        A task is listed in `_places` only while its modules are what lies there, so that one who interrupts this and goes
+        on is never given another task's.
+        """
+        free = sorted(set(range(self.capacity)) - set(self._places.values()))
+        for task in list(self._places)[: max(len(tasks) - len(free), 0)]:  # the least recent
+            place = self._places[task]
+            if self._directory is None:
+                self._host[task] = jax.device_get(take(self.bank, np.array([place], np.int32)))
+            del self._places[task]
+            free.append(place)
+        places = np.full(finest(made), self.capacity, np.int32)  # beyond the bank: dropped
+        places[: len(tasks)] = free[: len(tasks)]
+        self.bank = self._write(self.bank, made, places)
+        self._places.update(zip(tasks, places.tolist()))
 
     # Files.
 
