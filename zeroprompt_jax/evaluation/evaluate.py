@@ -167,8 +167,8 @@ def evaluate(
             raise unknown("metric", name, metrics.METRICS)
     kinds = [settings.wordings]
     instructed = features.instruct_inputs or features.instructions
-    others = len(tasks) > 1 or store.brings_own(tasks[0])
-    if settings.control and instructed and others and settings.wordings != "shuffled":
+    worded = [task for task in tasks if not store.brings_own(task)]
+    if settings.control and instructed and len(worded) != 1 and settings.wordings != "shuffled":
         kinds.append("shuffled")
     cut = {"max_examples": settings.max_examples_per_task, "seed": settings.seed}
     sets = [EvalSet(store, tasks, split, features, wordings=kind, **cut) for kind in kinds]
