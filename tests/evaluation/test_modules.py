@@ -122,6 +122,29 @@ def test_what_leaves_the_bank_comes_back_and_nothing_compiles():
         kept.places(np.ones((1, 25), np.int32))
 
 
+def test_the_host_keeps_the_tasks_asked_for_lately():
+    kept, none = store(capacity=3, host_capacity=2), store(capacity=3, host_capacity=0)
+    for tasks in ((0, 1, 2, 0), (3, 4, 5, 3)):  # 0, 1, 2 leave the bank in turn, and 0 the host's memory too
+        for each in (kept, none):
+            each.places(TASKS[list(tasks)])
+    near(cached(kept, (1, 1, 2, 2)), uncached((1, 1, 2, 2)))
+    assert kept.generated == none.generated == 6
+    near(cached(kept, (0, 2, 0, 2)), uncached((0, 2, 0, 2)))
+    near(cached(none, (0, 2, 0, 2)), uncached((0, 2, 0, 2)))
+    assert (kept.generated, none.generated) == (7, 8)
+
+
+def test_a_bank_that_grows_keeps_its_tasks():
+    kept = store(capacity=2)
+    kept.places(TASKS[[0, 1]])
+    kept.grow(4)
+    kept.grow(3)
+    assert kept.capacity == 4 and str(kept).startswith("4 tasks of 0.0")
+    near(cached(kept, (0, 1, 2, 3)), uncached((0, 1, 2, 3)))
+    near(cached(kept, MIXED), uncached(MIXED))
+    assert kept.generated == 4 and kept.nbytes == sum(leaf.nbytes for leaf in jax.tree.leaves(kept.bank))
+
+
 @pytest.mark.parametrize("step", ["_write", "take"])
 def test_an_interrupt_leaves_no_task_with_anothers_modules(step, monkeypatch):
     kept = store(capacity=3)
@@ -232,9 +255,9 @@ def predictor(config, variables, vocabulary):
 def test_a_predictor_generates_each_task_once(predictor, tmp_path, monkeypatch):
     kept = dataclasses.replace(predictor, module_store=str(tmp_path))
     got, scores = kept.predict(TEXTS, NAMES), kept.score(TEXTS, ["ab", "ca"], NAMES)
-    assert kept._modules.generated == 3 and len(list(tmp_path.glob(f"*{SUFFIX}"))) == 3
+    assert kept.modules.generated == 3 and len(list(tmp_path.glob(f"*{SUFFIX}"))) == 3
     later = dataclasses.replace(kept)
-    assert later.predict(TEXTS, NAMES) == got and later._modules.generated == 0
+    assert later.predict(TEXTS, NAMES) == got and later.modules.generated == 0
     monkeypatch.setattr(instructed.Instructed, "reads_instructions", False)
     plain = predictor.predict(TEXTS, NAMES)
     assert [p.text for p in got] == [p.text for p in plain]
@@ -242,6 +265,23 @@ def test_a_predictor_generates_each_task_once(predictor, tmp_path, monkeypatch):
     np.testing.assert_allclose(scores, predictor.score(TEXTS, ["ab", "ca"], NAMES), atol=1e-5)
     with pytest.raises(UserError, match="module_store is set, but the method Instructed"):
         dataclasses.replace(predictor, module_store=str(tmp_path))
+
+
+def test_a_predictors_bank_is_as_large_as_its_calls_need(predictor):
+    told = {f"task{i}": f"Say {i}." for i in range(6)}
+    many = dataclasses.replace(predictor, instructions=told, batch_size=8)
+    first = many.predict(TEXTS[:1], "task0")
+    assert many.modules.capacity == 4
+    got = many.predict(TEXTS, list(told))
+    assert many.modules.capacity == 8 and many.modules.generated == 6 and got[0].text == first[0].text
+    half = dataclasses.replace(many, module_capacity=6, module_dtype="bfloat16")
+    half.predict(TEXTS, list(told))
+    assert half.modules.capacity == 6 and half.modules.task_bytes < 0.6 * many.modules.task_bytes
+    with pytest.raises(UserError, match="6 different instructions, more than the 2"):
+        dataclasses.replace(many, module_capacity=2).predict(TEXTS, list(told))
+    for field, value in (("module_capacity", 4), ("module_dtype", "bfloat16")):
+        with pytest.raises(UserError, match=f"{field} is set, but the method Full reads no instruction"):
+            dataclasses.replace(many, method=Full(), **{field: value})
 
 
 def test_evaluation_generates_each_instruction_once(config, variables, vocabulary, store, monkeypatch):

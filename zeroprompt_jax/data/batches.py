@@ -47,6 +47,7 @@ class EvalSet:
 
     Attributes:
       tasks: the tasks.
+      brings_own: those whose examples bring their own instruction.
       donors: with `shuffled`, task to the task whose instruction it reads; itself where its examples bring their own.
     """
 
@@ -71,6 +72,7 @@ class EvalSet:
                 raise UserError(f"Task '{task}' has no cached examples in the split '{split}'.")
         texts = [[] if wordings == "none" else self._wordings_of(t, wordings) for t in self.tasks]
         self._assembler = Assembler(store, self.tasks, split, features, texts)
+        self.brings_own = self._assembler.brings_own
         slots, examples = [], []
         for i, task in enumerate(self.tasks):
             size = store.size(task, split)
@@ -84,7 +86,7 @@ class EvalSet:
         self._donor_N, self.donors = self._slot_N, {}
         if wordings == "shuffled":
             # What is written for a task's own example stands under no other task: such tasks neither give nor take.
-            worded = np.flatnonzero([t not in self._assembler.brings_own for t in self.tasks])
+            worded = np.flatnonzero([t not in self.brings_own for t in self.tasks])
             donor_of = np.arange(len(self.tasks))
             if len(worded):
                 donor_of[worded] = worded[_derange([texts[i] for i in worded], seed)]

@@ -314,7 +314,10 @@ def _run(
     if method.reads_instructions and data.features.instructions:
         told = rows["instruction_tokens"]
         most = ranking.bucket(max(len(np.unique(told[job.index], axis=0)) for job in jobs))
-        kept = modules.ModuleStore(variables, config, method, data.features.instructions, most, mesh=mesh)
+        # Where examples bring their own instruction, no later batch asks for it again.
+        spare = 0 if data.brings_own else len(np.unique(told, axis=0))
+        size = data.features.instructions
+        kept = modules.ModuleStore(variables, config, method, size, most, mesh=mesh, host_capacity=spare)
 
     def start(job: _Job):
         batch = {name: column[job.index] for name, column in rows.items()}
