@@ -1,8 +1,12 @@
 """Examples that bring their own instruction, beside tasks that have wordings."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from zeroprompt_jax import experiment
 from zeroprompt_jax.data import cache, cards
 from zeroprompt_jax.data.batches import EvalSet, Features, TrainStream
 from zeroprompt_jax.data.shards import Shard
@@ -104,6 +108,14 @@ def test_limits_and_mistakes(store, tmp_path):
         TrainStream(store, {"own": 1.0}, APART, 4, seed=0, batching="grouped", groups=2)
     with pytest.raises(UserError, match="'worded'.* its one wording must be empty"):
         cache.build(tmp_path / "other", [own_task("worded", ("Say it.",))], V, progress=False)
+
+
+@pytest.mark.parametrize("row", [{"task": "own"}, {}])
+def test_a_file_cannot_name_their_tasks(store, tmp_path, row):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"input": "x", **row}))
+    made = SimpleNamespace(data=SimpleNamespace(register=lambda modules: None))
+    with pytest.raises(UserError, match="'own' bring their own instructions, which only evaluation reads"):
+        experiment.infer_run(made, str(tmp_path / "out.jsonl"), str(tmp_path / "a.jsonl"), task="own")
 
 
 def columns(folder):

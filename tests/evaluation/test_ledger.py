@@ -109,7 +109,8 @@ def test_break_even_is_the_first_number_of_examples_that_pays():
     found = ledger.count(CONFIG, HINT, 64, 16, 4)
     n = found.break_even
     assert n > 1 and found.cost(n) < found.concatenation(n) and found.cost(n - 1) >= found.concatenation(n - 1)
-    assert found.paper_cost(1) == found.paper_concatenation(1) == found.parameters * 80
+    assert found.concatenated == flops.forward(CONFIG, 1, 79, 4), "one EOS less than apart"
+    assert found.paper_cost(1) == found.parameters * 80 and found.paper_concatenation(2) == found.parameters * 158
     assert found.paper_cost(100) == found.parameters * (64 + 1600)
     assert found.parameters == sum(leaf.size for leaf in jax.tree.leaves(shapes(HINT)["backbone"]))
     assert dataclasses.replace(found, concatenated=sum(found.example.values())).break_even is None

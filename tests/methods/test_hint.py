@@ -105,6 +105,15 @@ def test_what_every_configuration_keeps_to(name):
     assert (made.memory is not None) == method.fusion
 
 
+def test_a_changed_copy_trains_all_that_it_has():
+    every, chosen = ("backbone/.*", "method/.*"), ("method/.*",)
+    assert Hint().trainable == dataclasses.replace(Hint(()), kinds=(Adapter(5),)).trainable == every
+    assert dataclasses.replace(Hint(), kinds=()).trainable == Hint(()).trainable == every[:1]
+    assert dataclasses.replace(Hint(()), separate_encoder=True).trainable == every
+    assert dataclasses.replace(Hint(trainable=chosen), fusion=False).trainable == chosen
+    assert Hint() == Hint(trainable=every) and hash(Hint()) == hash(Hint(trainable=every))
+
+
 def test_the_numbers_of_parameters_are_those_of_the_formula():
     base = t5.T5Config(emb_dim=768, num_heads=12, head_dim=64, mlp_dim=2048, num_encoder_layers=12, num_decoder_layers=12)
     configs.load(["models/t5_tiny.gin"])
