@@ -63,7 +63,8 @@ def check(most: int | None, tested: int) -> None:
     """Raises UserError for numbers of chunks below 1."""
     for name, count in (("chunks", most), ("test_chunks", tested)):
         if count is not None and count < 1:
-            raise UserError(f"Plain text: {name} is {count}; it must be at least 1{', or None for all' * (name == 'chunks')}.")
+            every = ", or None for all" if name == "chunks" else ""
+            raise UserError(f"Plain text: {name} is {count}; it must be at least 1{every}.")
 
 
 def chunks(

@@ -152,15 +152,13 @@ def table(ledger: Ledger, examples: int) -> str:
         [f"{ledger.method}, paper's formula", tokens(ledger.instruction), tokens(ledger.inputs), _giga(paper[0])],
         ["concatenation, paper's formula", _giga(0), tokens(ledger.joined), _giga(paper[1])],
     ]
-    widths = [max(len(line[i]) for line in [head, *lines, *totals]) for i in range(4)]
-    text = lambda line: "  ".join([f"{line[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(line[1:], widths[1:]))])
+    aligned = report.align([head, *lines, *totals])
     n = ledger.break_even
     return "\n".join(
         [
-            text(head),
-            *map(text, lines),
-            text(["-" * w for w in widths]),
-            *map(text, totals),
+            *aligned[: -len(totals)],
+            "-" * max(map(len, aligned)),
+            *aligned[-len(totals) :],
             "",
             f"Instruction {ledger.instruction}, input {ledger.inputs}, target {ledger.targets} tokens; "
             f"{ledger.parameters:,} parameters.",
