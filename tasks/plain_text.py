@@ -59,6 +59,14 @@ def _tokens(files: tuple[str, ...], digest: str, vocabulary: Vocabulary) -> np.n
     return np.concatenate(parts)
 
 
+def check(most: int | None, tested: int) -> None:
+    """Raises UserError for numbers of chunks below 1."""
+    for name, count in (("chunks", most), ("test_chunks", tested)):
+        if count is not None and count < 1:
+            every = ", or None for all" if name == "chunks" else ""
+            raise UserError(f"Plain text: {name} is {count}; it must be at least 1{every}.")
+
+
 def chunks(
     files: tuple[str, ...], digest: str, vocabulary: Vocabulary, L: int, split: str, most: int | None, tested: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -87,6 +95,6 @@ def chunks(
         )
     numbers = np.arange(have, have + tested)
     if split == "train":
-        count = min(have, most or have)
+        count = have if most is None else min(have, most)
         numbers = np.arange(count) * have // count
     return numbers, tokens[: (have + tested) * L].reshape(-1, L)

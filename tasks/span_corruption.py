@@ -57,6 +57,7 @@ def register_text(
         without enough extra ids.
     """
     lengths(inputs)
+    plain_text.check(chunks, test_chunks)
     files = plain_text.find(path)
     digest = plain_text.digest(files)
     settings = (vocabulary, inputs, chunks, test_chunks, seed)

@@ -70,6 +70,7 @@ def register_text(
       UserError: no such file, or chunks too short for the parts; when examples are read, also a text too short.
     """
     _check(tokens, parts, least)
+    plain_text.check(chunks, test_chunks)
     files = plain_text.find(path)
     digest = plain_text.digest(files)
     settings = (vocabulary, tokens, parts, least, chunks, test_chunks, seed)

@@ -412,10 +412,10 @@ def predictor(
     experiment: Experiment,
     checkpoint_path: str | None = None,
     modules: Sequence[str] = (),
-    module_store: str | None = None,
+    **keeping: Any,
 ) -> Predictor:
-    """A run's model as `predict(texts, tasks)` and `score(texts, options, tasks)`, in one process. module_store: the
-    folder that keeps what the method makes of instructions (`Predictor.module_store`)."""
+    """A run's model as `predict(texts, tasks)` and `score(texts, options, tasks)`, in one process. keeping: Predictor's
+    module_store, module_capacity and module_dtype, for a method that reads instructions."""
     if jax.process_count() > 1:
         raise UserError(f"Answering texts needs one process; this run has {jax.process_count()}.")
     experiment.data.register(modules)
@@ -427,7 +427,7 @@ def predictor(
         experiment.data.features(),
         instructions=lambda name: cards.card(name).instructions[0],
         task_ids=task_ids(experiment),
-        module_store=module_store,
+        **keeping,
     )
 
 
@@ -440,10 +440,10 @@ def infer_run(
     modules: Sequence[str] = (),
     checkpoint_path: str | None = None,
     made: Predictor | None = None,
-    module_store: str | None = None,
+    **keeping: Any,
 ) -> int:
     """Answers the rows of a file, or the examples of a task, into a JSONL file. Returns how many were answered now.
-    made: answers instead of the run's own model. module_store: as of `predictor`."""
+    made: answers instead of the run's own model. keeping: as of `predictor`."""
     experiment.data.register(modules)
     if input is not None:
         rows = infer.read_rows(input)
@@ -452,15 +452,24 @@ def infer_run(
         if split not in source.splits:
             raise unknown(f"split of task '{task}'", split, source.splits)
         rendered = [cards.render(card, example) for example in source.examples(split)]
-        if any(r.instruction for r in rendered):
-            raise UserError(f"The examples of task '{task}' bring their own instructions, which only evaluation reads.")
         rows = [{"task": task, "input": r.input, "references": r.references} for r in rendered]
         rows = [{**row, "options": r.options} if r.options else row for row, r in zip(rows, rendered)]
     for name in dict.fromkeys(row.get("task", task) for row in rows):
         if name is not None and made is None:
-            cards.card(name)  # an unknown task is told before the model is loaded
-    made = made or predictor(experiment, checkpoint_path, module_store=module_store)
-    return infer.infer(made, rows, output, task=task, strategy=experiment.evaluate.strategy)
+            _check_instructions(name)  # a mistake is told before the model is loaded
+    made = made or predictor(experiment, checkpoint_path, **keeping)
+    count = infer.infer(made, rows, output, task=task, strategy=experiment.evaluate.strategy)
+    if count and made.method.reads_instructions and made.features.instructions:
+        print(f"Modules: {made.modules}.", file=sys.stderr)
+    return count
+
+
+def _check_instructions(task: str) -> None:
+    """Raises UserError for an unknown task, and for one whose examples bring their own instructions."""
+    card, source = cards.card(task), cards.source(task)
+    first = next(iter(source.examples(source.splits[0])), None) if card.instructions == ("",) else None
+    if first is not None and cards.render(card, first).instruction:
+        raise UserError(f"The examples of task '{task}' bring their own instructions, which only evaluation reads.")
 
 
 def _refuse_another(root: Path, config_text: str) -> None:

@@ -1,8 +1,12 @@
 """Examples that bring their own instruction, beside tasks that have wordings."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from zeroprompt_jax import experiment
 from zeroprompt_jax.data import cache, cards
 from zeroprompt_jax.data.batches import EvalSet, Features, TrainStream
 from zeroprompt_jax.data.shards import Shard
@@ -66,19 +70,32 @@ def test_they_also_begin_the_input(store, batching):
 
 
 def test_evaluation_reads_them_and_the_control_reads_another_examples(store):
-    tasks = ["own", "pick_0"]
-    read = {}
+    tasks = ["pick_0", "own", "pick_1"]
+    read, every = {}, {}
     for wordings in ("held_out", "train", "shuffled", "none"):
         data = EvalSet(store, tasks, "test", APART, wordings=wordings)
-        read[wordings] = texts(next(data.batches(len(data)))["instruction_tokens"])[:4]
+        for task in tasks:
+            every[wordings, task] = []
+        for row, text in zip(data.examples, texts(next(data.batches(len(data)))["instruction_tokens"]), strict=True):
+            every[wordings, row.task].append(text)
+        read[wordings] = every[wordings, "own"]
     assert read["held_out"] == read["train"] == [example(i, "test")["instruction"] for i in range(4)]
     assert read["shuffled"] == [example((i + 1) % 4, "test")["instruction"] for i in range(4)]
     assert read["none"] == [""] * 4
+    # Wordings come from tasks that have some, and never from the task itself, whatever the draw.
+    for seed in range(5):
+        data = EvalSet(store, tasks, "test", APART, wordings="shuffled", seed=seed)
+        assert data.donors == {"pick_0": "pick_1", "own": "own", "pick_1": "pick_0"}
+    for task, donor in (("pick_0", "pick_1"), ("pick_1", "pick_0")):
+        told = cards.card(donor).held_out_instructions or cards.card(donor).instructions
+        assert every["shuffled", task] and set(every["shuffled", task]) <= set(told)
+        assert set(every["train", task]) <= set(cards.card(task).instructions)
     # A task without wordings needs no other task for its control.
     [alone] = EvalSet(store, ["own"], "test", APART, wordings="shuffled").batches(4)
     assert texts(alone["instruction_tokens"]) == read["shuffled"]
-    with pytest.raises(UserError, match="need at least two tasks"):
-        EvalSet(store, ["pick_0"], "test", APART, wordings="shuffled")
+    for few in (["pick_0"], ["pick_0", "own"]):
+        with pytest.raises(UserError, match="need at least two tasks that have wordings"):
+            EvalSet(store, few, "test", APART, wordings="shuffled")
 
 
 def test_limits_and_mistakes(store, tmp_path):
@@ -91,6 +108,14 @@ def test_limits_and_mistakes(store, tmp_path):
         TrainStream(store, {"own": 1.0}, APART, 4, seed=0, batching="grouped", groups=2)
     with pytest.raises(UserError, match="'worded'.* its one wording must be empty"):
         cache.build(tmp_path / "other", [own_task("worded", ("Say it.",))], V, progress=False)
+
+
+@pytest.mark.parametrize("row", [{"task": "own"}, {}])
+def test_a_file_cannot_name_their_tasks(store, tmp_path, row):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"input": "x", **row}))
+    made = SimpleNamespace(data=SimpleNamespace(register=lambda modules: None))
+    with pytest.raises(UserError, match="'own' bring their own instructions, which only evaluation reads"):
+        experiment.infer_run(made, str(tmp_path / "out.jsonl"), str(tmp_path / "a.jsonl"), task="own")
 
 
 def columns(folder):

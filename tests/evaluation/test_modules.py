@@ -18,13 +18,24 @@ from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.evaluation import evaluate as evaluation, modules
 from zeroprompt_jax.evaluation.modules import SUFFIX, ModuleStore
 from zeroprompt_jax.evaluation.predict import Predictor
+from zeroprompt_jax.methods.base import Setting
 from zeroprompt_jax.methods.full import Full
+from zeroprompt_jax.methods.generated import Adapter, LoRA, Prefix
+from zeroprompt_jax.methods.hint import Hint
+from zeroprompt_jax.methods.hypter import Hypter
 from zeroprompt_jax.models import decoding, t5
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 CONFIG = tiny_t5.config(num_encoder_layers=1, num_decoder_layers=2)
 METHOD = instructed.Instructed()
 VARIABLES = {"backbone": tiny_t5.params(CONFIG), "method": instructed.params(CONFIG)}
+HINT = Hint((Prefix(2), Adapter(3), LoRA(2, ".*")))
+METHODS = {
+    "instructed": METHOD,
+    "hint": HINT,
+    "no_fusion": dataclasses.replace(HINT, fusion=False),
+    "hypter": Hypter((Adapter(3), Prefix(2))),
+}
 LENGTH = 24
 TASKS = instructed.instructions(6, LENGTH)  # of 14 to 24 tokens: two of the lengths that compile
 ENCODER, DECODER = tiny_t5.tokens(rows=4)
@@ -35,12 +46,22 @@ def store(capacity=4, variables=VARIABLES, config=CONFIG, method=METHOD, length=
     return ModuleStore(variables, config, method, length, capacity, **options)
 
 
-@functools.partial(tiny_t5.jit, static_argnames="strategy")
-def outputs(variables, batch, strategy=None):
+def variables_of(method) -> dict:
+    """Random, and large enough to matter."""
+    if method is METHOD:
+        return VARIABLES
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: (1.2 * rng.normal(size=leaf.shape) / np.sqrt(leaf.shape[-2:][0])).astype(np.float32)
+    shapes = jax.eval_shape(lambda: method.init(jax.random.key(0), Setting(CONFIG)))
+    return {**VARIABLES, "method": jax.tree.map(draw, shapes)}
+
+
+@functools.partial(tiny_t5.jit, static_argnames=("strategy", "method"))
+def outputs(variables, batch, strategy=None, method=METHOD):
     """Logits, or answers with their scores, with the method's own conditioning or what a store attached."""
     TRACES.append(strategy)
     backbone = t5.Backbone(CONFIG, variables["backbone"])
-    conditioning = modules.condition(variables, batch, METHOD, backbone)
+    conditioning = modules.condition(variables, batch, method, backbone)
     if strategy is None:
         return backbone(ENCODER, DECODER, conditioning).logits
     return tuple(decoding.generate(backbone, ENCODER, conditioning, strategy, 4))
@@ -61,18 +82,23 @@ def near(got, want, atol=1e-5):
 MIXED = (0, 3, 1, 0)
 
 
-def test_cached_equals_uncached_in_batches_that_mix_tasks():
-    kept = store()
-    want = uncached(MIXED)
-    near(cached(kept, MIXED), want)
-    near(cached(kept, MIXED), want)  # now from the bank
+@pytest.mark.parametrize("name", METHODS)
+def test_cached_equals_uncached_in_batches_that_mix_tasks(name):
+    method, variables = METHODS[name], variables_of(METHODS[name])
+    kept = store(method=method, variables=variables)
+    told = lambda tasks: {"instruction_tokens": TASKS[list(tasks)]}
+    run = lambda batch, strategy=None: outputs(variables, batch, strategy=strategy, method=method)
+    want = run(told(MIXED))
+    near(run(kept.attach(told(MIXED))), want)
+    near(run(kept.attach(told(MIXED))), want)  # now from the bank
     assert kept.generated == 3
-    one = cached(kept, (3, 3, 3, 3))  # the bank's slice of one task serves all rows
-    near(one, uncached((3, 3, 3, 3)))
+    alone = (3, 3, 3, 3)  # the bank's slice of one task serves all rows
+    one = run(kept.attach(told(alone)))
+    near(one, run(told(alone)))
     assert kept.generated == 3
     assert np.abs(one - want).max() > 1e-2, "instructions must matter"
-    for strategy in (decoding.Greedy(), decoding.Beam(2)):
-        near(cached(kept, MIXED, strategy), uncached(MIXED, strategy))
+    for strategy in {"instructed": (decoding.Greedy(), decoding.Beam(2)), "hint": (decoding.Greedy(),)}.get(name, ()):
+        near(run(kept.attach(told(MIXED)), strategy), run(told(MIXED), strategy))
 
 
 def test_what_leaves_the_bank_comes_back_and_nothing_compiles():
@@ -94,6 +120,52 @@ def test_what_leaves_the_bank_comes_back_and_nothing_compiles():
         kept.places(TASKS[:4])
     with pytest.raises(UserError, match="25 tokens, more than the module store's 24"):
         kept.places(np.ones((1, 25), np.int32))
+
+
+def test_the_host_keeps_the_tasks_asked_for_lately():
+    kept, none = store(capacity=3, host_capacity=2), store(capacity=3, host_capacity=0)
+    for tasks in ((0, 1, 2, 0), (3, 4, 5, 3)):  # 0, 1, 2 leave the bank in turn, and 0 the host's memory too
+        for each in (kept, none):
+            each.places(TASKS[list(tasks)])
+    near(cached(kept, (1, 1, 2, 2)), uncached((1, 1, 2, 2)))
+    assert kept.generated == none.generated == 6
+    near(cached(kept, (0, 2, 0, 2)), uncached((0, 2, 0, 2)))
+    near(cached(none, (0, 2, 0, 2)), uncached((0, 2, 0, 2)))
+    assert (kept.generated, none.generated) == (7, 8)
+
+
+def test_a_bank_that_grows_keeps_its_tasks():
+    kept = store(capacity=2)
+    kept.places(TASKS[[0, 1]])
+    kept.grow(4)
+    kept.grow(3)
+    assert kept.capacity == 4 and str(kept).startswith("4 tasks of 0.0")
+    near(cached(kept, (0, 1, 2, 3)), uncached((0, 1, 2, 3)))
+    near(cached(kept, MIXED), uncached(MIXED))
+    assert kept.generated == 4 and kept.nbytes == sum(leaf.nbytes for leaf in jax.tree.leaves(kept.bank))
+
+
+@pytest.mark.parametrize("step", ["_write", "take"])
+def test_an_interrupt_leaves_no_task_with_anothers_modules(step, monkeypatch):
+    kept = store(capacity=3)
+    kept.places(TASKS[:3])
+    owner, name = (kept, step) if step == "_write" else (modules, step)
+    original, calls = getattr(owner, name), []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        kept.places(TASKS[3:4])
+        with pytest.raises(KeyboardInterrupt):
+            kept.places(TASKS[4:5])
+    for tasks in ((1, 2, 3, 1), (4, 0, 4, 0), (5, 5, 5, 5), MIXED):
+        near(cached(kept, tasks), uncached(tasks))
+    assert sorted(kept._places.values()) == [0, 1, 2]
 
 
 def test_padding_and_the_length_of_the_store_change_nothing():
@@ -183,9 +255,9 @@ def predictor(config, variables, vocabulary):
 def test_a_predictor_generates_each_task_once(predictor, tmp_path, monkeypatch):
     kept = dataclasses.replace(predictor, module_store=str(tmp_path))
     got, scores = kept.predict(TEXTS, NAMES), kept.score(TEXTS, ["ab", "ca"], NAMES)
-    assert kept._modules.generated == 3 and len(list(tmp_path.glob(f"*{SUFFIX}"))) == 3
+    assert kept.modules.generated == 3 and len(list(tmp_path.glob(f"*{SUFFIX}"))) == 3
     later = dataclasses.replace(kept)
-    assert later.predict(TEXTS, NAMES) == got and later._modules.generated == 0
+    assert later.predict(TEXTS, NAMES) == got and later.modules.generated == 0
     monkeypatch.setattr(instructed.Instructed, "reads_instructions", False)
     plain = predictor.predict(TEXTS, NAMES)
     assert [p.text for p in got] == [p.text for p in plain]
@@ -193,6 +265,23 @@ def test_a_predictor_generates_each_task_once(predictor, tmp_path, monkeypatch):
     np.testing.assert_allclose(scores, predictor.score(TEXTS, ["ab", "ca"], NAMES), atol=1e-5)
     with pytest.raises(UserError, match="module_store is set, but the method Instructed"):
         dataclasses.replace(predictor, module_store=str(tmp_path))
+
+
+def test_a_predictors_bank_is_as_large_as_its_calls_need(predictor):
+    told = {f"task{i}": f"Say {i}." for i in range(6)}
+    many = dataclasses.replace(predictor, instructions=told, batch_size=8)
+    first = many.predict(TEXTS[:1], "task0")
+    assert many.modules.capacity == 4
+    got = many.predict(TEXTS, list(told))
+    assert many.modules.capacity == 8 and many.modules.generated == 6 and got[0].text == first[0].text
+    half = dataclasses.replace(many, module_capacity=6, module_dtype="bfloat16")
+    half.predict(TEXTS, list(told))
+    assert half.modules.capacity == 6 and half.modules.task_bytes < 0.6 * many.modules.task_bytes
+    with pytest.raises(UserError, match="6 different instructions, more than the 2"):
+        dataclasses.replace(many, module_capacity=2).predict(TEXTS, list(told))
+    for field, value in (("module_capacity", 4), ("module_dtype", "bfloat16")):
+        with pytest.raises(UserError, match=f"{field} is set, but the method Full reads no instruction"):
+            dataclasses.replace(many, method=Full(), **{field: value})
 
 
 def test_evaluation_generates_each_instruction_once(config, variables, vocabulary, store, monkeypatch):

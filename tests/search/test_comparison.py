@@ -78,6 +78,10 @@ def other_groups(made):
     return dataclasses.replace(made, data=dataclasses.replace(made.data, evaluation={"seen_tasks": "both"}))
 
 
+def sampled(made):
+    return dataclasses.replace(made, evaluate=dataclasses.replace(made.evaluate, max_examples_per_task=7))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -88,6 +92,7 @@ def other_groups(made):
         ({"reference": "no instructions"}, "'no instructions'. Did you mean 'no instruction'"),
         ({"arms": {**ARMS, "pretraining": BASE}}, "'pretraining' names both a stage and an arm"),
         ({"arms": {**ARMS, "odd": other_groups(BASE)}}, "'odd' is not tested on what 'pretrained' is"),
+        ({"arms": {**ARMS, "odd": sampled(BASE)}}, "'odd' is not tested as 'pretrained' is: .*_per_task is 7, not 50"),
         (
             {"stages": {"pretraining": dataclasses.replace(BASE, data=Data("both"))}},
             "'pretraining' is tested on nothing",
@@ -97,6 +102,15 @@ def other_groups(made):
 def test_mistakes_are_told_before_anything_runs(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         compared(tmp_path, **changes)
+
+
+def test_batch_size_and_control_may_differ_and_processes_not(tmp_path, monkeypatch):
+    other = dataclasses.replace(BASE, evaluate=dataclasses.replace(BASE.evaluate, batch_size=8, control=True))
+    made = compared(tmp_path, arms={**ARMS, "other": other})
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="A study needs one process; this run has 2"):
+        comparison.run(made)
+    assert not list(tmp_path.iterdir())
 
 
 def record(arm, seed, task, score, group="unseen_tasks", shuffled=None, loss=1.5):

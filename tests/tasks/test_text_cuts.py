@@ -112,6 +112,8 @@ def test_packed_files_and_mistakes(tmp_path):
         ({"tokens": 11, "least": 4}, "chunks of 11 tokens are too short for 3 parts of at least 4; give at least 12"),
         ({"least": 0}, "least=0 must be at least 1"),
         ({"path": "nowhere/*.txt"}, r"no text file 'nowhere/\*.txt'"),
+        ({"chunks": 0}, "chunks is 0; it must be at least 1, or None for all"),
+        ({"test_chunks": -1}, r"test_chunks is -1; it must be at least 1\."),
         ({"test_chunks": 500}, "too few for 500 to test on"),
     ):
         with pytest.raises(UserError, match=message):

@@ -191,6 +191,10 @@ def test_second_moments_of_a_fresh_group_begin_anew_beside_those_of_an_old_one(l
 def test_decay_offsets_are_checked():
     with pytest.raises(UserError, match="'c' matches no parameter"):
         Optimizer(decay_offsets={"c": 0}).build(1).init({"a": np.zeros(2, np.float32)})
+    for name in ("adamw", "muon", "sgd"):
+        for field, value in (("decay_offset", -5), ("decay_offsets", {"a": 0})):
+            with pytest.raises(UserError, match=f"{field} is of adafactor; the optimizer {name} would ignore it"):
+                Optimizer(name, **{field: value})
     with pytest.raises(UserError, match="decay_offset is 7; a run counts its steps from 0"):
         Optimizer(decay_offsets={"a": 7})
 

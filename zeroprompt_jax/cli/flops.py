@@ -10,9 +10,9 @@ from zeroprompt_jax.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     config.add_arguments(parser)
     parser.add_argument("--examples", type=int, default=100, help="n, examples of one task (default: 100)")
-    parser.add_argument("--instruction", type=int, required=True, help="tokens of the instruction")
-    parser.add_argument("--input", type=int, required=True, help="tokens of an input without its instruction")
-    parser.add_argument("--target", type=int, required=True, help="tokens of an answer")
+    parser.add_argument("--instruction", type=int, required=True, help="tokens of the instruction, EOS included")
+    parser.add_argument("--input", type=int, required=True, help="tokens of an input without its instruction, EOS included")
+    parser.add_argument("--target", type=int, required=True, help="tokens of an answer, EOS included")
     parser.add_argument("--output", default="flops.png", help="the picture (default: flops.png)")
 
 

@@ -28,20 +28,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for what a method that reads instructions makes of them, one file per task; later runs of the same "
         "model read it there",
     )
+    parser.add_argument(
+        "--module_capacity",
+        type=int,
+        help="tasks whose modules such a method keeps on the device at once, at least the distinct ones of a batch (default: "
+        "as many as there are, up to a batch's rows)",
+    )
+    parser.add_argument(
+        "--module_dtype", help="that they are kept in: float32 or bfloat16 (default: the model's, which loses nothing)"
+    )
     parser.add_argument("--output", required=True, help="JSONL file; what it already answers is not answered again")
 
 
 def run(args: argparse.Namespace) -> int:
     if not args.input and not args.task:
         raise UserError("zeroprompt infer needs --input FILE or --task NAME.")
-    if args.module_store and args.task_file:
-        raise UserError("--module_store keeps what a run's own method makes; tasks' files bring theirs: leave one out.")
+    keeping = {name: getattr(args, name) for name in ("module_store", "module_capacity", "module_dtype")}
+    if args.task_file and (given := [name for name, value in keeping.items() if value is not None]):
+        raise UserError(f"--{given[0]} is for what a run's own method makes; tasks' files bring theirs: leave one out.")
     settings = runs.load(args)
     from zeroprompt_jax import experiment, export
 
     made = export.predictor(settings, args.task_file, args.checkpoint) if args.task_file else None
     count = experiment.infer_run(
-        settings, args.output, args.input, args.task, args.split, args.module, args.checkpoint, made, args.module_store
+        settings, args.output, args.input, args.task, args.split, args.module, args.checkpoint, made, **keeping
     )
     print(f"{count:,} rows answered; {args.output}")
     return 0

@@ -41,13 +41,14 @@ class EvalSet:
       features: token lengths.
       wordings: `held_out` (wordings that training never used; a task without any is read with its training wordings),
         `train`, `shuffled` (another task's instruction, or another example's where each brings its own: the negative
-        control) or `none` (no instruction).
+        control; of tasks with wordings it needs two or none) or `none` (no instruction).
       max_examples: per task; a deterministic sample by `seed` where a task has more.
       seed: of that sample and of the shuffled instructions.
 
     Attributes:
       tasks: the tasks.
-      donors: with `shuffled`, task to the task whose instruction it reads.
+      brings_own: those whose examples bring their own instruction.
+      donors: with `shuffled`, task to the task whose instruction it reads; itself where its examples bring their own.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class EvalSet:
                 raise UserError(f"Task '{task}' has no cached examples in the split '{split}'.")
         texts = [[] if wordings == "none" else self._wordings_of(t, wordings) for t in self.tasks]
         self._assembler = Assembler(store, self.tasks, split, features, texts)
+        self.brings_own = self._assembler.brings_own
         slots, examples = [], []
         for i, task in enumerate(self.tasks):
             size = store.size(task, split)
@@ -83,8 +85,11 @@ class EvalSet:
         self._slot_N, self._example_N = np.concatenate(slots), np.concatenate(examples)
         self._donor_N, self.donors = self._slot_N, {}
         if wordings == "shuffled":
-            alone = len(self.tasks) == 1 and self._assembler.brings_own
-            donor_of = np.zeros(1, np.int64) if alone else _derange(texts, seed)
+            # What is written for a task's own example stands under no other task: such tasks neither give nor take.
+            worded = np.flatnonzero([t not in self.brings_own for t in self.tasks])
+            donor_of = np.arange(len(self.tasks))
+            if len(worded):
+                donor_of[worded] = worded[_derange([texts[i] for i in worded], seed)]
             self._donor_N = donor_of[self._slot_N]
             self.donors = {t: self.tasks[d] for t, d in zip(self.tasks, donor_of, strict=True)}
         counts_N = self._assembler.wordings.counts_N
@@ -129,7 +134,7 @@ def _derange(texts: Sequence[Sequence[np.ndarray]], seed: int) -> np.ndarray:
     """For each task the number of another one, and of one with other wordings wherever the tasks allow it."""
     count = len(texts)
     if count < 2:
-        raise UserError("Shuffled instructions need at least two tasks.")
+        raise UserError("Shuffled instructions need at least two tasks that have wordings.")
     content = [frozenset(w.tobytes() for w in t) for t in texts]
     best, fewest = None, count + 1
     for attempt in range(64):

@@ -167,8 +167,8 @@ def evaluate(
             raise unknown("metric", name, metrics.METRICS)
     kinds = [settings.wordings]
     instructed = features.instruct_inputs or features.instructions
-    others = len(tasks) > 1 or store.brings_own(tasks[0])
-    if settings.control and instructed and others and settings.wordings != "shuffled":
+    worded = [task for task in tasks if not store.brings_own(task)]
+    if settings.control and instructed and len(worded) != 1 and settings.wordings != "shuffled":
         kinds.append("shuffled")
     cut = {"max_examples": settings.max_examples_per_task, "seed": settings.seed}
     sets = [EvalSet(store, tasks, split, features, wordings=kind, **cut) for kind in kinds]
@@ -314,7 +314,10 @@ def _run(
     if method.reads_instructions and data.features.instructions:
         told = rows["instruction_tokens"]
         most = ranking.bucket(max(len(np.unique(told[job.index], axis=0)) for job in jobs))
-        kept = modules.ModuleStore(variables, config, method, data.features.instructions, most, mesh=mesh)
+        # Where examples bring their own instruction, no later batch asks for it again.
+        spare = 0 if data.brings_own else len(np.unique(told, axis=0))
+        size = data.features.instructions
+        kept = modules.ModuleStore(variables, config, method, size, most, mesh=mesh, host_capacity=spare)
 
     def start(job: _Job):
         batch = {name: column[job.index] for name, column in rows.items()}

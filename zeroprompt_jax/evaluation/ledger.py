@@ -44,6 +44,11 @@ class Ledger:
     concatenated: float
     parameters: int
 
+    @property
+    def joined(self) -> int:
+        """Tokens that concatenation reads per example: of the two EOS, one."""
+        return self.instruction + self.inputs - 1
+
     def cost(self, examples: int) -> float:
         """The instruction read once, then so many examples."""
         return sum(self.task.values()) + examples * sum(self.example.values())
@@ -57,7 +62,7 @@ class Ledger:
         return float(self.parameters) * (self.instruction + examples * self.inputs)
 
     def paper_concatenation(self, examples: int) -> float:
-        return float(self.parameters) * examples * (self.instruction + self.inputs)
+        return float(self.parameters) * examples * self.joined
 
     @property
     def break_even(self) -> int | None:
@@ -72,7 +77,8 @@ def count(config: T5Config, method: Method, instruction: int, inputs: int, targe
     Args:
       config: of the backbone.
       method: a hypernetwork, Hint or Hypter.
-      instruction, inputs, targets: token lengths, EOS included; concatenation reads instruction + inputs.
+      instruction, inputs, targets: token lengths, EOS included; concatenation reads one less than the first two
+        together, as it has one EOS.
 
     Raises:
       UserError: another method, or a length below 1.
@@ -99,7 +105,7 @@ def count(config: T5Config, method: Method, instruction: int, inputs: int, targe
         **lengths,
         task={part: flop for part, flop in task.items() if flop},
         example=example,
-        concatenated=flops.forward(config, 1, instruction + inputs, targets),
+        concatenated=flops.forward(config, 1, instruction + inputs - 1, targets),
         parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(backbone)),
     )
 
@@ -144,17 +150,15 @@ def table(ledger: Ledger, examples: int) -> str:
         [f"{ledger.method}, counted", _giga(once), _giga(each), _giga(own)],
         ["concatenation, counted", _giga(0), _giga(ledger.concatenated), _giga(rest)],
         [f"{ledger.method}, paper's formula", tokens(ledger.instruction), tokens(ledger.inputs), _giga(paper[0])],
-        ["concatenation, paper's formula", _giga(0), tokens(ledger.instruction + ledger.inputs), _giga(paper[1])],
+        ["concatenation, paper's formula", _giga(0), tokens(ledger.joined), _giga(paper[1])],
     ]
-    widths = [max(len(line[i]) for line in [head, *lines, *totals]) for i in range(4)]
-    text = lambda line: "  ".join([f"{line[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(line[1:], widths[1:]))])
+    aligned = report.align([head, *lines, *totals])
     n = ledger.break_even
     return "\n".join(
         [
-            text(head),
-            *map(text, lines),
-            text(["-" * w for w in widths]),
-            *map(text, totals),
+            *aligned[: -len(totals)],
+            "-" * max(map(len, aligned)),
+            *aligned[-len(totals) :],
             "",
             f"Instruction {ledger.instruction}, input {ledger.inputs}, target {ledger.targets} tokens; "
             f"{ledger.parameters:,} parameters.",

@@ -2,7 +2,7 @@
 
 A task's modules are its Conditioning, memory lowered to keys and values. They lie in one bank on the device, of fixed
 capacity, from which the rows of a batch, of any tasks, take theirs; what the bank has no room for goes to the host's
-memory, or lies in a directory, one file per task.
+memory, of fixed capacity too, or lies in a directory, one file per task.
 """
 
 import collections
@@ -59,6 +59,7 @@ class ModuleStore:
         are rounded to it wherever they are inserted.
       directory: keeps every task's modules as a file; None keeps what leaves the bank in the host's memory.
       mesh: of the variables; the bank lies whole on each of its devices.
+      host_capacity: most tasks in the host's memory, those asked for lately; 0 keeps none, for tasks that do not come back.
 
     Attributes:
       bank: Conditioning whose leaves have N groups: [N, …], [L, N, …].
@@ -75,6 +76,7 @@ class ModuleStore:
         dtype: str | None = None,
         directory: str | os.PathLike | None = None,
         mesh: jax.sharding.Mesh | None = None,
+        host_capacity: int = 256,
     ):
         dtype = config.dtype if dtype is None else dtype
         if dtype not in DTYPES:
@@ -97,18 +99,30 @@ class ModuleStore:
             except OSError as e:
                 raise UserError(f"The module store's directory {directory} cannot be made ({e.strerror}).") from None
         self._ways = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-        whole = None if mesh is None else partitioning.replicated(mesh)
-        self._write = jax.jit(_write, donate_argnums=0, out_shardings=whole)
-        self.bank = jax.jit(self._empty, out_shardings=whole)()
+        self._whole = None if mesh is None else partitioning.replicated(mesh)
+        self._write = jax.jit(_write, donate_argnums=0, out_shardings=self._whole)
+        self.bank = jax.jit(functools.partial(self._empty, capacity), out_shardings=self._whole)()
         self._places: collections.OrderedDict[bytes, int] = collections.OrderedDict()  # the least recent first
-        self._host: dict[bytes, Conditioning] = {}
+        self._host: dict[bytes, Conditioning] = {}  # the least recent first
+        self._host_capacity = host_capacity
         self.generated = 0
 
-    def _empty(self) -> Conditioning:
+    def _empty(self, capacity: int) -> Conditioning:
         def zeros(axis, leaf):
-            return jnp.zeros((*leaf.shape[:axis], self.capacity, *leaf.shape[axis + 1 :]), leaf.dtype)
+            return jnp.zeros((*leaf.shape[:axis], capacity, *leaf.shape[axis + 1 :]), leaf.dtype)
 
         return map_groups(zeros, self._shapes)
+
+    def grow(self, capacity: int) -> None:
+        """Makes room for so many tasks, if there is less; what reads the bank compiles again. The tasks in it stay."""
+        if capacity > self.capacity:
+
+            def append(bank):
+                join = lambda axis, old, new: jnp.concatenate([old, new], axis)
+                return map_groups(join, bank, self._empty(capacity - self.capacity))
+
+            self.bank = jax.jit(append, out_shardings=self._whole)(self.bank)
+            self.capacity = capacity
 
     @property
     def task_bytes(self) -> int:
@@ -119,6 +133,11 @@ class ModuleStore:
     def nbytes(self) -> int:
         """Size of the bank."""
         return self.capacity * self.task_bytes
+
+    def __str__(self) -> str:
+        each, whole = self.task_bytes / 2**20, self.nbytes / 2**20
+        dtype = self._static["dtype"]
+        return f"{self.capacity} tasks of {each:,.3g} MiB in {dtype}, {whole:,.3g} MiB on the device"
 
     def places(self, instruction_tokens: np.ndarray) -> np.ndarray:
         """Where in the bank the modules of each row's task are: [B, U] tokens, 0 as padding -> [B] int32, or [1] where
@@ -180,20 +199,24 @@ class ModuleStore:
                 self._put(part, made)
 
     def _put(self, tasks: list[bytes], made: Conditioning) -> None:
-        """Puts the first groups of `made` into places of the bank, which others may have to leave."""
-        places = np.full(finest(made), self.capacity, np.int32)  # beyond the bank: dropped
-        for row, task in enumerate(tasks):
-            places[row] = self._place()
-            self._places[task] = int(places[row])
-        self.bank = self._write(self.bank, made, places)
+        """Puts the first groups of `made` into places of the bank, which others may have to leave.
 
-    def _place(self) -> int:
-        if len(self._places) < self.capacity:
-            return len(self._places)
-        task, place = self._places.popitem(last=False)
-        if self._directory is None:
-            self._host[task] = jax.device_get(take(self.bank, np.array([place], np.int32)))
-        return place
+        A task is listed in `_places` only while its modules are what lies there, so that one who interrupts this and goes
+        on is never given another task's.
+        """
+        free = sorted(set(range(self.capacity)) - set(self._places.values()))
+        for task in list(self._places)[: max(len(tasks) - len(free), 0)]:  # the least recent
+            place = self._places[task]
+            if self._directory is None and self._host_capacity:
+                self._host[task] = jax.device_get(take(self.bank, np.array([place], np.int32)))
+                if len(self._host) > self._host_capacity:
+                    del self._host[next(iter(self._host))]
+            del self._places[task]
+            free.append(place)
+        places = np.full(finest(made), self.capacity, np.int32)  # beyond the bank: dropped
+        places[: len(tasks)] = free[: len(tasks)]
+        self.bank = self._write(self.bank, made, places)
+        self._places.update(zip(tasks, places.tolist()))
 
     # Files.
 

@@ -20,6 +20,8 @@ from zeroprompt_jax.models.t5 import Backbone, T5Config
 
 # Least input length that is compiled for; longer ones are multiples by powers of two, up to the feature's length.
 _SHORT = 32
+# Least tasks that the module store has places for; more are multiples by powers of four, up to the batch size.
+_PLACES = 4
 # As in training, an instruction must leave so many tokens for the input, if the input has them.
 _LEAST_INPUT = 8
 
@@ -48,6 +50,9 @@ class Predictor:
       batch_size: most rows at a time.
       module_store: for a method that reads instructions, the folder that keeps what it makes of them, one file per task,
         for later processes too; None keeps it in memory.
+      module_capacity: tasks whose modules lie on the device at once, at least the distinct tasks of a batch; by default as
+        many as the calls so far have had, up to `batch_size`, so that a task more may compile.
+      module_dtype: that they are kept in, float32 or bfloat16; by default the model's, which loses nothing.
       lengths: input lengths to compile for besides `features.inputs`; by default 32 and its multiples by powers of two.
     """
 
@@ -60,22 +65,27 @@ class Predictor:
     task_ids: Mapping[str, int] | None = None
     batch_size: int = 64
     module_store: str | None = None
+    module_capacity: int | None = None
+    module_dtype: str | None = None
     lengths: Sequence[int] = ()
 
     def __post_init__(self):
         if self.batch_size < 1:
             raise UserError(f"Predictor batch_size is {self.batch_size}; it must be at least 1.")
-        if self.module_store is not None and not self.method.reads_instructions:
-            raise UserError(f"module_store is set, but the method {type(self.method).__name__} reads no instruction.")
+        for name in ("module_store", "module_capacity", "module_dtype"):
+            if getattr(self, name) is not None and not self.method.reads_instructions:
+                raise UserError(f"{name} is set, but the method {type(self.method).__name__} reads no instruction.")
 
     @functools.cached_property
-    def _modules(self) -> ModuleStore:
+    def modules(self) -> ModuleStore:
+        """What the method, which reads instructions, made of those of the tasks so far."""
         return ModuleStore(
             self.variables,
             self.config,
             self.method,
             self.features.instructions,
-            self.batch_size,
+            min(self.batch_size, _PLACES) if self.module_capacity is None else self.module_capacity,
+            dtype=self.module_dtype,
             directory=self.module_store,
         )
 
@@ -170,7 +180,7 @@ class Predictor:
     def _call(self, function, batch, **static) -> tuple[np.ndarray, np.ndarray]:
         try:
             if self.method.reads_instructions and "instruction_tokens" in batch:
-                batch = self._modules.attach(batch)
+                batch = self.modules.attach(batch)
             return jax.device_get(function(self.variables, batch, config=self.config, method=self.method, **static))
         except KeyError as e:
             if e.args[0] not in ("task_ids", "instruction_tokens") or e.args[0] in batch:
@@ -223,6 +233,9 @@ class Predictor:
                 kept = instruction[: f.instructions - 1]
                 row["instruction_tokens"] = np.array([*kept, v.eos_id], np.int32)
             rows.append(row)
+        if self.method.reads_instructions and f.instructions and self.module_capacity is None:
+            told = {row["instruction_tokens"].tobytes() for row in rows}
+            self.modules.grow(min(self.batch_size, bucket(len(told), _PLACES, 4)))
         return rows, names
 
     def _padded(self, length: int) -> int:

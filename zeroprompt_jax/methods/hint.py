@@ -27,6 +27,10 @@ Array = jax.Array
 _EVERYTHING = (r"backbone/.*", r"method/.*")
 
 
+class _Default(tuple):
+    """What trains where nothing else was said: a changed copy of the method works it out anew."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Hypernetwork(Method, abc.ABC):
     """Base of methods that generate modules from `instruction_tokens` [U, I], of which rows b // (B / U) read the same.
@@ -61,9 +65,9 @@ class Hypernetwork(Method, abc.ABC):
             raise UserError(f"{name}.kinds has more than one '{twice[0]}'; a sublayer takes one of each kind.")
         if not self.kinds and not self.fusion:
             raise UserError(f"{name} without kinds and without fusion reads no instruction; give it one of them.")
-        if self.trainable is None:
+        if self.trainable is None or isinstance(self.trainable, _Default):
             owns = bool(self.kinds) or self.separate_encoder
-            object.__setattr__(self, "trainable", _EVERYTHING[: 1 + owns])
+            object.__setattr__(self, "trainable", _Default(_EVERYTHING[: 1 + owns]))
 
     @abc.abstractmethod
     def generator(self, config: T5Config) -> nn.Module:

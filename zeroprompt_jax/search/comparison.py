@@ -21,7 +21,8 @@ class Comparison:
 
     Attributes:
       model_dir: of the whole; every run gets a folder in it, and they share one cache unless their data names another.
-      arms: name to experiment. They are tested alike: on the same groups.
+      arms: name to experiment. They are tested alike: on the same groups, by the same Evaluate (batch_size and control
+        excepted).
       stages: name to experiment, each trained once per seed for the arms that start from it.
       seeds: how often everything is repeated, with the seeds 0, 1, …
       reference: the arm from which the others' distance is shown.
@@ -45,7 +46,15 @@ class Comparison:
             if not made.data.evaluation:
                 raise UserError(f"Comparison: '{name}' is tested on nothing; give its Data.evaluation a group.")
         first, *others = self.arms
+        # Neither changes a score; the control costs as much as the test itself, so that some arms may go without.
+        alike = lambda name: dataclasses.replace(self.arms[name].evaluate, batch_size=1, control=False)
         for name in others:
+            if (own := alike(name)) != (wanted := alike(first)):
+                field = next(f.name for f in dataclasses.fields(own) if getattr(own, f.name) != getattr(wanted, f.name))
+                raise UserError(
+                    f"Comparison: '{name}' is not tested as '{first}' is: Evaluate.{field} is {getattr(own, field)}, not "
+                    f"{getattr(wanted, field)}."
+                )
             if dict(self.arms[name].data.evaluation) != dict(self.arms[first].data.evaluation):
                 raise UserError(f"Comparison: '{name}' is not tested on what '{first}' is; give both one Data.evaluation.")
 

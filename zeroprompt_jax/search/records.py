@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from zeroprompt_jax import experiment as experiments
@@ -52,7 +53,9 @@ def append(root: Path, found: Sequence[Record]) -> None:
 
 def complete(root: Path, seed: int, runs: Sequence[Run], measure: Callable[[Experiment], Sequence[Record]]) -> None:
     """Runs those of a seed that are not yet recorded, and records each when it is finished: what `measure` found, with
-    `seed`, `arm` and `run`, its label."""
+    `seed`, `arm` and `run`, its label. Raises UserError in several processes, which would all write one file."""
+    if jax.process_count() > 1:
+        raise UserError(f"A study needs one process; this run has {jax.process_count()}.")
     done = {(r["arm"], r["run"]) for r in read(root) if r["seed"] == seed}
     for _, _, made in runs:
         claim(Path(made.train.model_dir), made, root)

@@ -83,6 +83,9 @@ class Optimizer:
         for regex, factor in self.multipliers.items():
             if factor < 0:
                 raise UserError(f"Optimizer.multipliers['{regex}'] is {factor}; a learning rate cannot be negative.")
+        if self.name != "adafactor" and (self.decay_offset or self.decay_offsets):
+            field = "decay_offset" if self.decay_offset else "decay_offsets"
+            raise UserError(f"Optimizer.{field} is of adafactor; the optimizer {self.name} would ignore it. Leave it out.")
         for offset in (self.decay_offset, *self.decay_offsets.values()):
             if offset > 0:
                 raise UserError(
