@@ -68,3 +68,14 @@ def shared_data() -> Path:
         if (folder / "t5_vocab.model").is_file():
             return folder
     pytest.skip("no real data: set ZEROPROMPT_SHARED_DATA, or put it in shared/data beside the checkout")
+
+
+@pytest.fixture(scope="module")
+def compile_fast():
+    """For tests of which compiling is nearly all the time: XLA is told not to optimise."""
+    import jax
+
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -33,15 +33,6 @@ def _examples(options, long):
     return examples
 
 
-@pytest.fixture(scope="module")
-def compile_fast():
-    """Compiling is nearly all of the time these tests take, so XLA is told not to optimise."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture(scope="session")
 def vocabulary():
     return load_vocabulary("bytes")
