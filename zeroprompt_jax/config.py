@@ -231,8 +231,8 @@ def macro(name: str, default: Any = None) -> Any:
 # The command line.
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the T5X-style options. `--gin.NAME=VALUE` is taken out beforehand, by `split_arguments`."""
+def add_arguments(parser: argparse.ArgumentParser, example: str = "quickstart") -> None:
+    """Adds the T5X-style options; example: an experiment that suits the verb. `--gin.NAME=VALUE` is taken out beforehand, by `split_arguments`."""
     group = parser.add_argument_group(
         "configuration",
         "--gin.NAME=VALUE sets a macro (--gin.TRAIN_STEPS=1000) or a parameter (--gin.T5Config.num_heads=4); "
@@ -243,7 +243,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="config file, such as experiments/quickstart.gin; may be repeated, later ones win",
+        help=f"config file, such as experiments/{example}.gin; may be repeated, later ones win",
     )
     group.add_argument(
         "--gin_bindings",

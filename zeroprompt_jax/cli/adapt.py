@@ -6,7 +6,7 @@ from zeroprompt_jax import config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    config.add_arguments(parser)
+    config.add_arguments(parser, "adaptation")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from zeroprompt_jax import config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    config.add_arguments(parser)
+    config.add_arguments(parser, "hint")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sweep", action="store_true", help="instead, measure maps between the models that --gin_file configures"
     )
     parser.add_argument("--module", action="append", default=[], help="a task module to import; may be repeated")
-    config.add_arguments(parser)
+    config.add_arguments(parser, "recycling")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -78,12 +78,7 @@ def _timed(action) -> float:
 
 def picture(path: str | os.PathLike, records: Sequence[Mapping[str, Any]], title: str) -> None:
     """Saves a PNG: milliseconds of one more batch against the instruction's length, both ways."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5.2), dpi=150, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.add_subplot()
+    figure, axis = report.chart(title)
     lengths = [record["instruction"] for record in records]
     lines = {"known_s": ("#2f6db3", "instruction known: modules kept"), "concatenation_s": ("#c2553f", "concatenation")}
     for name, (color, label) in lines.items():
@@ -94,9 +89,4 @@ def picture(path: str | os.PathLike, records: Sequence[Mapping[str, Any]], title
     axis.set_xlabel("tokens of the instruction")
     axis.set_ylabel("milliseconds per batch")
     axis.legend(frameon=False, fontsize=8.5)
-    axis.grid(axis="y", color="#e4e4e4", linewidth=0.8)
-    axis.set_axisbelow(True)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    axis.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
     report.save(figure, path)

@@ -178,12 +178,8 @@ def _giga(flop: float) -> str:
 
 def picture(path: str | os.PathLike, ledger: Ledger, examples: int) -> None:
     """Saves a PNG: cost against the number of examples, both ways of counting, and where they break even."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5.2), dpi=150, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.add_subplot()
+    lengths = f"{ledger.instruction} instruction, {ledger.inputs} input, {ledger.targets} target tokens"
+    figure, axis = report.chart(f"{ledger.parameters / 1e6:,.0f} million parameters; {lengths}", grid="both")
     n = np.unique(np.geomspace(1, max(examples, 2 * (ledger.break_even or 1)), 200).round())
     own, rest = f"{ledger.method}, instruction read once", "concatenation, read with every input"
     axis.plot(n, ledger.cost(n), color="#2f6db3", linewidth=2, label=own)
@@ -199,12 +195,4 @@ def picture(path: str | os.PathLike, ledger: Ledger, examples: int) -> None:
     axis.set_xlabel("examples of one task")
     axis.set_ylabel("FLOP")
     axis.legend(frameon=False, fontsize=8.5)
-    axis.grid(color="#e4e4e4", linewidth=0.8)
-    axis.set_axisbelow(True)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    lengths = f"{ledger.instruction} instruction, {ledger.inputs} input, {ledger.targets} target tokens"
-    axis.set_title(
-        f"{ledger.parameters / 1e6:,.0f} million parameters; {lengths}", loc="left", fontsize=10.5, fontweight="bold"
-    )
     report.save(figure, path)

@@ -288,6 +288,22 @@ def spread(values: Sequence[float], digits: int = 1, signed: bool = False) -> st
     return mean + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
 
 
+def chart(title: str, grid: str = "y") -> tuple[Any, Any]:
+    """(figure, axis) of a picture of lines. grid: of which axis lines are drawn, or 'both'."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.2), dpi=150, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.add_subplot()
+    axis.grid(axis=grid, color="#e4e4e4", linewidth=0.8)
+    axis.set_axisbelow(True)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    axis.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
+    return figure, axis
+
+
 def save(figure: Any, path: str | os.PathLike) -> None:
     """Writes a figure as PNG, whole or not at all."""
     _replace(Path(path), lambda partial: figure.savefig(partial, format="png"))

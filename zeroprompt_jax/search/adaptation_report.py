@@ -53,17 +53,12 @@ def table(records: Sequence[Record], stages: Iterable[str], arms: Iterable[str])
 
 def picture(path: Path, records: Sequence[Record], arms: Iterable[str], title: str) -> None:
     """Score against the number of examples, a line per arm, bars being the standard deviation over seeds."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     cells, baselines = by_arm(records), by_arm(records, "baseline")
     shots = sorted({k for _, k in cells if k is not None})
     arms = [arm for arm in arms if all((arm, k) in cells for k in shots)]  # the others are still at work
     if not arms:
         return
-    figure = Figure(figsize=(9, 5.2), dpi=150, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.add_subplot()
+    figure, axis = report.chart(title)
     colors = _colors(len(arms))
     for i, (arm, color) in enumerate(zip(arms, colors)):
         values = [cells[arm, k] for k in shots]
@@ -82,11 +77,6 @@ def picture(path: Path, records: Sequence[Record], arms: Iterable[str], title: s
     axis.set_xlabel("training examples of a target task")
     axis.set_ylabel("mean score over target tasks, points of 100")
     axis.set_ylim(0, 100)
-    axis.grid(axis="y", color="#e4e4e4", linewidth=0.8)
-    axis.set_axisbelow(True)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    axis.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
     report.save(figure, path)
 
 

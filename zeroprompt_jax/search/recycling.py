@@ -11,7 +11,6 @@ other. Both use the singular values of S, never normal equations, which are not 
 import abc
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,14 +50,20 @@ class Recycler(abc.ABC):
         """[P, D] -> [P, E]. Jit-able."""
 
 
-def _check_solver(recycler: Any) -> None:
-    name = type(recycler).__name__
-    if recycler.cutoff is not None and not 0 <= recycler.cutoff < 1:
-        raise UserError(
-            f"{name}.cutoff is {recycler.cutoff}; it is a share of the largest singular value, from 0 to 1."
-        )
-    if recycler.ridge < 0:
-        raise UserError(f"{name}.ridge is {recycler.ridge}; it cannot be negative.")
+@dataclasses.dataclass(frozen=True)
+class _LeastSquares(Recycler):
+    """cutoff: singular values of S up to this share of the largest count as zero; None is max(T, D) times float32's
+    epsilon, as in LAPACK. ridge: penalty on ‖W‖², in units of the mean squared singular value of S."""
+
+    cutoff: float | None = None
+    ridge: float = 0.0
+
+    def __post_init__(self):
+        name = type(self).__name__
+        if self.cutoff is not None and not 0 <= self.cutoff < 1:
+            raise UserError(f"{name}.cutoff is {self.cutoff}; it is a share of the largest singular value, from 0 to 1.")
+        if self.ridge < 0:
+            raise UserError(f"{name}.ridge is {self.ridge}; it cannot be negative.")
 
 
 def _svd(source_TD: Array, cutoff: float | None, ridge: float) -> tuple[Array, Array, Array]:
@@ -71,18 +76,11 @@ def _svd(source_TD: Array, cutoff: float | None, ridge: float) -> tuple[Array, A
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear(Recycler):
+class Linear(_LeastSquares):
     """v2v-lin: the matrix W [D, E] with the least ‖S W - Y‖², of several the smallest; a prompt becomes P W.
 
-    cutoff: singular values of S up to this share of the largest count as zero; None is max(T, D) times float32's epsilon,
-    as in LAPACK. ridge: penalty on ‖W‖², in units of the mean squared singular value of S.
+    cutoff: share of the largest singular value of S that counts as zero; by default LAPACK's. ridge: penalty on ‖W‖².
     """
-
-    cutoff: float | None = None
-    ridge: float = 0.0
-
-    def __post_init__(self):
-        _check_solver(self)
 
     def learn(self, source_TD, target_TE):
         u, inverse, v = _svd(source_TD, self.cutoff, self.ridge)
@@ -93,15 +91,9 @@ class Linear(Recycler):
 
 
 @dataclasses.dataclass(frozen=True)
-class Combination(Recycler):
+class Combination(_LeastSquares):
     """lin-comb: each prompt vector is written as the combination of source embeddings with the smallest coefficients, and
     becomes the same combination of target embeddings. The same map as `Linear`; options as there."""
-
-    cutoff: float | None = None
-    ridge: float = 0.0
-
-    def __post_init__(self):
-        _check_solver(self)
 
     def learn(self, source_TD, target_TE):
         u, inverse, v = _svd(source_TD, self.cutoff, self.ridge)
@@ -132,7 +124,7 @@ class Procrustes(Recycler):
 
 
 @dataclasses.dataclass(frozen=True)
-class Anchors(Recycler):
+class Anchors(_LeastSquares):
     """Anchor-relative transfer, after the idea of Wu et al. 2023 (arXiv 2310.01691): a vector is described by its cosines
     with the anchors, which are the rows of S, and becomes the vector whose cosines with the rows of Y are most like
     these.
@@ -142,12 +134,7 @@ class Anchors(Recycler):
     scaled; unlike `Linear`, not where Y = S A for other A. cutoff: as in `Linear`, of Y.
     """
 
-    cutoff: float | None = None
-    ridge: float = 0.0
     match_norms: bool = dataclasses.field(default=True, kw_only=True)
-
-    def __post_init__(self):
-        _check_solver(self)
 
     def learn(self, source_TD, target_TE):
         source_TD, target_TE = (x / jnp.maximum(_norms(x), _TINY) for x in (source_TD, target_TE))

@@ -190,16 +190,12 @@ def table(records: Sequence[Any], models: Sequence[str], recyclers: Sequence[str
 def picture(path: Path, records: Sequence[Any], models: Sequence[str], recyclers: Sequence[str], title: str) -> None:
     """Mean score against the distance of the models, a line per method, between random and re-tuned prompts."""
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     groups = _groups(cases(records, models), models, [*recyclers, COPY])
     if not groups:
         return
     levels = [level for level in models if any(at == level for at, _ in groups)]
-    figure = Figure(figsize=(9, 5.2), dpi=150, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.add_subplot()
+    figure, axis = report.chart(title)
     baselines: Mapping[str, dict[str, Any]] = {
         "zero_shot": {"label": "zero-shot", "color": "#999999", "linestyle": ":"},
         "random": {"label": "random prompts", "color": "#222222", "linestyle": ":"},
@@ -222,11 +218,6 @@ def picture(path: Path, records: Sequence[Any], models: Sequence[str], recyclers
     axis.set_xlabel("the farther of source and target")
     axis.set_ylabel("mean rank accuracy on the target, points of 100")
     axis.set_ylim(0, 101)
-    axis.grid(axis="y", color="#e4e4e4", linewidth=0.8)
-    axis.set_axisbelow(True)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    axis.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
     report.save(figure, path)
 
 
