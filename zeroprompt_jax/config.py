@@ -86,6 +86,7 @@ CONFIGURABLES = {
     "span_corruption.register_text": "zeroprompt_jax.tasks.span_corruption:register_text",
     "text_cuts.register_text": "zeroprompt_jax.tasks.text_cuts:register_text",
     "text_cuts.register_c4": "zeroprompt_jax.tasks.text_cuts:register_c4",
+    "procedural_shown.register": "zeroprompt_jax.tasks.procedural_shown:register",
     "backbone.register": "zeroprompt_jax.tasks.backbone:register",
 }
 
