@@ -4,7 +4,8 @@
 
 That is how HINT gives a definition and k positive examples to the hypernetwork (Ivison et al. 2023, "HINT", arXiv
 2212.10315). Tasks, wordings, training and test examples are those of `procedural`; the shown examples are those that
-would come next, so no split has them.
+would come next, so no split has them. In tokens of the packaged vocabulary an instruction has, at the median and at most,
+11 and 18 without examples, 24 and 30 with one, 33 and 42 with two; an input 5 and 12, an answer 2 and 4 (EOS aside).
 """
 
 import dataclasses
@@ -41,10 +42,7 @@ def register(examples: int = 1) -> None:
         cards.register(card_of(name, examples), _source_of(name), replace=True)
     for mixture in MIXTURES:
         rates = cards.mixture(f"procedural_{mixture}")
-        cards.register_mixture(
-            f"{NAME}_{mixture}",
-            {shown_name(name): rate for name, rate in rates.items()},
-        )
+        cards.register_mixture(f"{NAME}_{mixture}", {shown_name(name): rate for name, rate in rates.items()})
 
 
 def shown_name(name: str) -> str:
