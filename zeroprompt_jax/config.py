@@ -83,6 +83,7 @@ CONFIGURABLES = {
     "operators.Crossover": "zeroprompt_jax.search.operators:Crossover",
     "procedural_search.synonyms": "zeroprompt_jax.tasks.procedural_search:synonyms",
     "natural_instructions.register_directory": "zeroprompt_jax.tasks.natural_instructions:register_directory",
+    "prompt_templates.register_directory": "zeroprompt_jax.tasks.prompt_templates:register_directory",
     "span_corruption.register_text": "zeroprompt_jax.tasks.span_corruption:register_text",
     "text_cuts.register_text": "zeroprompt_jax.tasks.text_cuts:register_text",
     "text_cuts.register_c4": "zeroprompt_jax.tasks.text_cuts:register_c4",
