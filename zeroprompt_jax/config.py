@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import zeroprompt_jax
-from zeroprompt_jax.errors import UserError, nearest, unknown
+from zeroprompt_jax.errors import UserError, nearest, sentence, unknown
 
 CONFIGURABLES = {
     "T5Config": "zeroprompt_jax.models.t5:T5Config",
@@ -214,8 +214,7 @@ def make(name: str, **overrides: Any) -> Any:
     try:
         return gin.get_configurable(_registered_name(found.selector))(**overrides)
     except UserError as e:
-        # gin re-raises with a note of its own appended; the user gets the sentence as it was written.
-        raise UserError(str(e).split("\n  In call to configurable")[0]) from e
+        raise UserError(sentence(e)) from e
     except RecursionError:
         raise UserError(f"Building {name} never ends: its macros or references form a circle.") from None
     except TypeError as e:

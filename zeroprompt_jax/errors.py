@@ -8,6 +8,11 @@ class UserError(ValueError):
     """Bad input from outside. The command line prints its sentence and exits with code 2, without a traceback."""
 
 
+def sentence(error: UserError) -> str:
+    """What an error says, without the lines that gin appends to one that passes through what it has configured."""
+    return str(error).split("\n  In call to configurable")[0]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns ` Did you mean 'x'?` for the known name closest to `name`, or an empty string when none is close."""
     known = sorted(set(known))

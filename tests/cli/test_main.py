@@ -47,6 +47,14 @@ def test_exit_codes_of_the_real_command():
     assert wrong.stderr.count("\n") == 1 and "Traceback" not in wrong.stderr
 
 
+def test_a_mistake_behind_gin_is_one_sentence(capsys):
+    """Also where what gin has configured is called later, and gin adds lines of its own to what that raises."""
+    argv = ["--gin_file=experiments/hint_natural_instructions.gin", "--gin.NATURAL_INSTRUCTIONS_DIR=nowhere"]
+    assert cli.main(["cache", *argv]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and told.endswith("'nowhere' should be a checkout of the public repository.\n")
+
+
 @pytest.mark.parametrize(
     "argv, sentence",
     [

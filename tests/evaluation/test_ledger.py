@@ -142,6 +142,7 @@ def test_the_verb_prints_the_table_and_draws(tmp_path, capsys):
     argv = ["flops", "--examples=50", "--instruction=40", "--input=8", "--target=4", f"--output={picture}", *SMALL]
     assert cli.main(argv) == 0
     out = capsys.readouterr().out
+    assert out.startswith("Counted for models/t5_1_1_base.gin, methods/hint.gin, changed by T5Config.num_encoder_")
     assert "50 examples" in out and "paper's formula" in out and picture.stat().st_size > 10_000
     assert cli.main(["flops", "--instruction=4", "--input=8", "--target=4", "--output=cost.pdf"]) == 2
     assert cli.main([*argv, "--gin.Experiment.method=@methods.Full()"]) == 2

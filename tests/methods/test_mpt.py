@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import small_model
 
+from zeroprompt_jax import config
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.methods import mpt
 from zeroprompt_jax.methods.base import Run, Setting
@@ -135,6 +136,19 @@ def test_teachers_are_found_by_name(teachers):
     np.testing.assert_array_equal(found, teachers.params["prompt"][[1, 2, 0]])
     with pytest.raises(UserError, match="task among MPT.teachers 'd'"):
         method.init(jax.random.key(0), setting(teachers, ("a", "d")))
+
+
+@pytest.mark.parametrize("option", ["teachers", "source"])
+def test_a_stage_before_the_one_it_needs_is_told_that_ones_command(option):
+    def missing(path):
+        raise UserError(f"No checkpoint at '{path}'.")
+
+    early = dataclasses.replace(setting(), run=missing)
+    command = f"zeroprompt train --gin_file=experiments/mpt_{option}.gin --gin.MODEL_DIR=runs/one"
+    words = f"MPT.{option} 'runs/one' must be trained first, as {command} does: No checkpoint at 'runs/one'."
+    with pytest.raises(UserError, match=f"^{words}$"):
+        MPT(length=P, initialiser=Uniform(), **{option: "runs/one"}).init(jax.random.key(0), early)
+    assert config.find(f"experiments/mpt_{option}.gin").is_file()
 
 
 @pytest.fixture(scope="module")

@@ -137,6 +137,7 @@ def test_parameters_by_regex(run, monkeypatch):
 def test_a_path_that_holds_no_checkpoint(run):
     folder, _ = run
     (folder / "notes.txt").write_text("no checkpoint")
+    (folder.parent / "run_on_disk").mkdir()  # nearer by name, but no run
     for wrong in (folder.parent / "run_on", folder / "notes.txt", folder / "notes.txt" / "deeper", folder / "none" / "3"):
         with pytest.raises(UserError, match=f"No checkpoint at '{wrong}'"):
             checkpoint.find(str(wrong))

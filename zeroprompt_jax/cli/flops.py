@@ -6,6 +6,9 @@ import argparse
 from zeroprompt_jax import config
 from zeroprompt_jax.errors import UserError
 
+# What a file of the user's own configures comes after, and wins.
+DEFAULTS = ("models/t5_1_1_base.gin", "methods/hint.gin")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     config.add_arguments(parser)
@@ -19,12 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if not args.output.endswith(".png"):
         raise UserError(f"The picture '{args.output}' must end in .png.")
-    # What a file of the user's own configures comes after, and wins.
-    config.load(["models/t5_1_1_base.gin", "methods/hint.gin", *args.gin_file], args.gin_bindings)
+    config.load([*DEFAULTS, *args.gin_file], args.gin_bindings)
     model, method = config.make("T5Config"), config.make("Experiment", data=None, train=None).method
     from zeroprompt_jax.evaluation import ledger
 
     found = ledger.count(model, method, args.instruction, args.input, args.target)
+    given = [*args.gin_file, *args.gin_bindings]
+    print(f"Counted for {', '.join(DEFAULTS)}{', changed by ' + ', '.join(given) if given else ', the default'}.\n")
     print(ledger.table(found, args.examples), end="")
     ledger.picture(args.output, found, args.examples)
     print(f"Picture: {args.output}")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import zeroprompt_jax
-from zeroprompt_jax.errors import UserError, nearest, unknown
+from zeroprompt_jax.errors import UserError, nearest, sentence, unknown
 
 VERBS = {
     "train": "train a model, evaluate it, and report a table and its picture; the same command resumes",
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse(argv)
         return args.run(args)
     except UserError as e:
-        print(f"zeroprompt: error: {e}", file=sys.stderr)
+        print(f"zeroprompt: error: {sentence(e)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("zeroprompt: interrupted", file=sys.stderr)

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +27,7 @@ import zeroprompt_jax
 from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.evaluation.ranking import bucket
 from zeroprompt_jax.methods.base import Method
-from zeroprompt_jax.models.conditioning import Conditioning, describe, finest, map_groups
+from zeroprompt_jax.models.conditioning import Conditioning, constrain, describe, finest, map_axes, map_groups
 from zeroprompt_jax.models.lowering import lower
 from zeroprompt_jax.models.t5 import Backbone, T5Config
 from zeroprompt_jax.training import partitioning
@@ -58,7 +59,8 @@ class ModuleStore:
       dtype: of stored floating-point values, float32 or bfloat16; by default the backbone's, which loses nothing: they
         are rounded to it wherever they are inserted.
       directory: keeps every task's modules as a file; None keeps what leaves the bank in the host's memory.
-      mesh: of the variables; the bank lies whole on each of its devices.
+      mesh: of the variables. The bank's heads and ranks are divided over its `model` axis, where they divide; its tasks are
+        not divided, as a row may be of any of them.
       host_capacity: most tasks in the host's memory, those asked for lately; 0 keeps none, for tasks that do not come back.
 
     Attributes:
@@ -99,9 +101,11 @@ class ModuleStore:
             except OSError as e:
                 raise UserError(f"The module store's directory {directory} cannot be made ({e.strerror}).") from None
         self._ways = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-        self._whole = None if mesh is None else partitioning.replicated(mesh)
-        self._write = jax.jit(_write, donate_argnums=0, out_shardings=self._whole)
-        self.bank = jax.jit(functools.partial(self._empty, capacity), out_shardings=self._whole)()
+        self._placed = None if mesh is None else _shardings(self._shapes, mesh)
+        self._write = jax.jit(_write, donate_argnums=0, out_shardings=self._placed)
+        # Whole on every device, so that each host can read it.
+        self._take = jax.jit(take, out_shardings=None if mesh is None else partitioning.replicated(mesh))
+        self.bank = jax.jit(functools.partial(self._empty, capacity), out_shardings=self._placed)()
         self._places: collections.OrderedDict[bytes, int] = collections.OrderedDict()  # the least recent first
         self._host: dict[bytes, Conditioning] = {}  # the least recent first
         self._host_capacity = host_capacity
@@ -121,7 +125,7 @@ class ModuleStore:
                 join = lambda axis, old, new: jnp.concatenate([old, new], axis)
                 return map_groups(join, bank, self._empty(capacity - self.capacity))
 
-            self.bank = jax.jit(append, out_shardings=self._whole)(self.bank)
+            self.bank = jax.jit(append, out_shardings=self._placed)(self.bank)
             self.capacity = capacity
 
     @property
@@ -208,7 +212,7 @@ class ModuleStore:
         for task in list(self._places)[: max(len(tasks) - len(free), 0)]:  # the least recent
             place = self._places[task]
             if self._directory is None and self._host_capacity:
-                self._host[task] = jax.device_get(take(self.bank, np.array([place], np.int32)))
+                self._host[task] = jax.device_get(self._take(self.bank, np.array([place], np.int32)))
                 if len(self._host) > self._host_capacity:
                     del self._host[next(iter(self._host))]
             del self._places[task]
@@ -276,7 +280,7 @@ def condition(
 ) -> Conditioning:
     """A batch's conditioning: taken from the store that was attached to it, or made by the method."""
     if "modules" in batch:
-        return take(batch["modules"], batch["module_places"])
+        return constrain(take(batch["modules"], batch["module_places"]))
     return method.condition(variables["method"], batch, backbone)
 
 
@@ -302,6 +306,18 @@ def _make(variables, tokens_UT, *, config: T5Config, method: Method, memory: int
 
 
 _generate = jax.jit(_make, static_argnames=("config", "method", "memory", "dtype"))
+
+
+def _shardings(shapes: Conditioning, mesh: jax.sharding.Mesh) -> Conditioning:
+    """Where a bank of such modules lies."""
+
+    def sharding(leaf, axes):
+        spec = nn.logical_to_mesh_axes(axes, partitioning.RULES)
+        # `task`, and all else that is divided over nothing, has no mesh axis.
+        kept = (name if name and size % mesh.shape[name] == 0 else None for size, name in zip(leaf.shape, spec))
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*kept))
+
+    return map_axes(sharding, shapes, group="task")
 
 
 def _tokens(rows: int, length: int) -> jax.ShapeDtypeStruct:

@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +18,7 @@ import numpy as np
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.methods import places
 from zeroprompt_jax.models import conditioning
-from zeroprompt_jax.models.conditioning import Conditioning, LowRank, Stack, Sublayer
+from zeroprompt_jax.models.conditioning import Conditioning, LowRank, Stack, Sublayer, constrain
 from zeroprompt_jax.models.t5 import T5Config
 
 Array = jax.Array
@@ -63,8 +62,7 @@ def _matrix(rows: Array, transposed: bool) -> Array:
 
     A row thus is all that one hidden unit reads, or all that it writes. The published code reshapes where this transposes:
     there a row becomes I / R consecutive inputs of all units, so that no query stands for a unit."""
-    axes = ("layers", "batch", None, "bottleneck") if transposed else ("layers", "batch", "bottleneck", None)
-    return nn.with_logical_constraint(jnp.swapaxes(rows, -1, -2) if transposed else rows, axes)
+    return jnp.swapaxes(rows, -1, -2) if transposed else rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +82,7 @@ class Prefix(Kind):
 
     def build(self, made, config):
         def heads(rows):
-            split = rows.reshape(*rows.shape[:-1], config.num_heads, config.head_dim)
-            return nn.with_logical_constraint(split, ("layers", "batch", "prompt", "heads", "kv"))
+            return rows.reshape(*rows.shape[:-1], config.num_heads, config.head_dim)
 
         part = lambda place: conditioning.Prefix(heads(made["key"][place]), heads(made["value"][place]))
         return {place: {"prefix": part(place)} for place in made["key"]}
@@ -160,8 +157,7 @@ class Prompt(Kind):
         return {"vectors": Tensor({"encoder": 1}, self.length, config.emb_dim)}
 
     def build(self, made, config):
-        prompt = nn.with_logical_constraint(made["vectors"]["encoder"][0], ("batch", "prompt", None))
-        return {"encoder": {"prompt": prompt}}
+        return {"encoder": {"prompt": made["vectors"]["encoder"][0]}}
 
 
 def tensors(kinds: Iterable[Kind], config: T5Config) -> dict[str, Tensor]:
@@ -184,4 +180,4 @@ def condition(kinds: Iterable[Kind], made: Mapping[str, Array], config: T5Config
         sublayers = {place: Sublayer(**fields) for place, fields in received.items() if place.startswith(f"{side}/")}
         return Stack(**received.get(side, {}), **{place.split("/")[1]: part for place, part in sublayers.items()})
 
-    return Conditioning(stack("encoder"), stack("decoder"))
+    return constrain(Conditioning(stack("encoder"), stack("decoder")))

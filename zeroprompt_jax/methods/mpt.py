@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.methods import distillation
 from zeroprompt_jax.methods.bank import Bank, take
-from zeroprompt_jax.methods.base import Setting
+from zeroprompt_jax.methods.base import Run, Setting
 from zeroprompt_jax.methods.distillation import Distillation
 from zeroprompt_jax.methods.initialisers import Initialiser, SampledVocabulary
 from zeroprompt_jax.methods.prompt import Prompt
@@ -148,7 +148,7 @@ class MPT(Bank):
         return params
 
     def _from_source(self, setting: Setting, random: Factors) -> tuple[Array, Factors]:
-        found = setting.run(self.source)
+        found = _run(setting, "source", self.source, "mpt_source")
         P, D, R = self.length, setting.config.emb_dim, self.rank
         wanted = {"shared": (P, D), "u": ("K", P, R), "v": ("K", R, D)}
         _check(found.params, wanted, f"MPT.source '{self.source}'")
@@ -168,7 +168,7 @@ class MPT(Bank):
         return shared, tuple(jnp.tile(x[None], (N, 1, 1)) for x in one)
 
     def _teachers(self, setting: Setting) -> Array:
-        found = setting.run(self.teachers)
+        found = _run(setting, "teachers", self.teachers, "mpt_teachers")
         _check(found.params, {"prompt": ("K", "P", setting.config.emb_dim)}, f"MPT.teachers '{self.teachers}'")
         for task in setting.tasks:
             if task not in found.tasks:
@@ -198,6 +198,15 @@ class MPT(Bank):
         """The ordinary prompts that the shared one and the factors make, which infer as fast as prompt tuning."""
         made = prompts(params["shared"], params["u"], params["v"])
         return Prompt(length=self.length, per_task=self.per_task), {"prompt": made}
+
+
+def _run(setting: Setting, option: str, path: str, example: str) -> Run:
+    """What the run trained that another stage needs first; `example` is an experiment that trains such a run."""
+    try:
+        return setting.run(path)
+    except UserError as e:
+        first = f"zeroprompt train --gin_file=experiments/{example}.gin --gin.MODEL_DIR={path}"
+        raise UserError(f"MPT.{option} '{path}' must be trained first, as {first} does: {e}") from None
 
 
 def _check(params: Mapping[str, Any], wanted: Mapping[str, Sequence[Any]], what: str) -> None:

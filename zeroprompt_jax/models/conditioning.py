@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -131,6 +132,34 @@ def map_groups(function: Callable[..., Any], conditioning: Conditioning, *others
         return function(int(any(getattr(key, "name", None) in _PER_LAYER for key in path)), *leaves)
 
     return jax.tree_util.tree_map_with_path(apply, conditioning, *others)
+
+
+# Logical axes behind G, of the parts that devices can divide: each has its own heads or hidden units.
+_DIVIDED = {
+    "key": ("prompt", "heads", "kv"),
+    "value": ("prompt", "heads", "kv"),
+    "down": (None, "bottleneck"),
+    "down_bias": ("bottleneck",),
+    "up": ("bottleneck", None),
+    "a": (None, "bottleneck"),
+    "b": ("bottleneck", None),
+}
+
+
+def map_axes(function: Callable[..., Any], conditioning: Conditioning, group: str = "batch") -> Conditioning:
+    """Applies function(leaf, axes) to every leaf; axes are its logical axes, that of G being `group`."""
+
+    def apply(path, leaf):
+        names = [getattr(key, "name", None) for key in path]  # None is a key of a mapping, such as a projection's name
+        leading = ("layers", group) if any(name in _PER_LAYER for name in names) else (group,)
+        return function(leaf, (*leading, *_DIVIDED.get(names[-1], (None,) * (leaf.ndim - len(leading)))))
+
+    return jax.tree_util.tree_map_with_path(apply, conditioning)
+
+
+def constrain(conditioning: Conditioning) -> Conditioning:
+    """The same, told to lie over the devices of the current mesh: groups with the rows, heads and ranks with the model."""
+    return map_axes(nn.with_logical_constraint, conditioning)
 
 
 def finest(conditioning: Conditioning) -> int:

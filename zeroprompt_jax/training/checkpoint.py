@@ -102,14 +102,20 @@ def _cause(e: BaseException) -> BaseException:
 def find(path: str) -> epath.Path:
     """The step directory that `path` means: a step directory itself, or the newest step of a run's MODEL_DIR."""
     root = _absolute(path)
+    if found := _newest(root):
+        return found
+    names = [p.name for p in root.parent.iterdir() if _newest(p)] if root.parent.is_dir() else []
+    raise UserError(f"No checkpoint at '{path}'.{nearest(root.name, names)}")
+
+
+def _newest(root: epath.Path) -> epath.Path | None:
     for candidate in (root, root / "checkpoints"):
         if (candidate / "state").exists():
             return candidate
         steps = [p for p in candidate.iterdir() if p.name.isdigit()] if candidate.is_dir() else []
         if steps:
             return max(steps, key=lambda p: int(p.name))
-    names = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
-    raise UserError(f"No checkpoint at '{path}'.{nearest(root.name, names)}")
+    return None
 
 
 def saved_shapes(step_dir: epath.Path, part: str = "params") -> dict[str, tuple[int, ...]]:
