@@ -69,6 +69,7 @@ class Efficiency:
     Attributes:
       target: the best final score of any size with few tasks.
       few_flops, many_flops: training FLOPs of the cheapest run up to its first evaluation at or above the target.
+        (Before the end of a run its learning rate is still high: a shorter run would have reached more.)
       few_parameters, many_parameters: of the smallest model that reaches it. None: with many tasks none does.
     """
 
@@ -158,9 +159,8 @@ def table(records: Iterable[Record], sizes: Sequence[str]) -> str:
     legend += " nats/token: loss on the answers. labels: labelled examples of a tested task that training was given."
     legend += " baseline: the better of the majority answer and the copied input."
     legend += " FLOPs: of training alone, by formula, padding counted; pretraining and evaluation are not in them."
-    return (
-        "\n".join(line for part in parts if part for line in [*part, ""]) + "\n".join(textwrap.wrap(legend, 120)) + "\n"
-    )
+    lines = [line for part in parts if part for line in [*part, ""]]
+    return "\n".join([*lines, *textwrap.wrap(legend, 120)]) + "\n"
 
 
 def _named(found: Cells, group: str) -> str:
@@ -187,11 +187,12 @@ def _summary(found: Cells, sizes: Sequence[str], groups: Sequence[str]) -> list[
             lines.append(
                 [size, f"{n:,}", types, *values, f"{_mean(runs, 'flops') / 1e12:,.4g}", f"{_mean(runs, 'minutes'):.1f}"]
             )
-    every = [r for own in found.values() for r in own.values()]
-    level = []
-    for group in groups:
-        level += [f"{100 * np.mean([r['groups'][group]['baseline'] for r in every]):.1f}", ""]
+    level = [cell for group in groups for cell in (f"{_baseline(found, group):.1f}", "")]
     return report.align([*lines, ["baseline", "", "", *level, "", ""]])
+
+
+def _baseline(found: Cells, group: str) -> float:
+    return 100 * float(np.mean([r["groups"][group]["baseline"] for own in found.values() for r in own.values()]))
 
 
 def _trends(found: Cells, sizes: Sequence[str], groups: Sequence[str]) -> list[str]:
@@ -236,20 +237,22 @@ def _verdict(group: str, counts: Sequence[int], change: Sequence[float]) -> list
 
 def _efficiencies(found: Cells, groups: Sequence[str]) -> list[str]:
     *fewer, most = _counts(found)
-    giga = lambda values: f"{np.mean(values) / 1e12:,.3g}"
+    tera = lambda values: f"{np.mean(values) / 1e12:,.3g}"
     lines = [["at equal score", "tasks", "score", "TFLOP", f"with {most:,}", "times the FLOPs", "times the parameters"]]
     for group in groups:
         for few in fewer:
             every = list(efficiency(found, few, most, group).values())
             known = [e for e in every if e.many_flops]
-            line = [group.replace("_", " "), f"{few:,}", report.spread([e.target for e in every]) if every else "-"]
+            targets = [e.target for e in every]
+            below = " (below baseline)" if every and np.mean(targets) < _baseline(found, group) else ""
+            line = [group.replace("_", " "), f"{few:,}", report.spread(targets) + below if every else "-"]
             if not known:
-                lines.append([*line, giga([e.few_flops for e in every]) if every else "-", "-", "-", "-"])
+                lines.append([*line, tera([e.few_flops for e in every]) if every else "-", "-", "-", "-"])
                 continue
             ratio = report.spread([e.few_flops / e.many_flops for e in known])
             smaller = report.spread([e.few_parameters / e.many_parameters for e in known])
             partly = "" if len(known) == len(every) else f" ({len(known)} of {len(every)} seeds)"
-            costs = [giga([e.few_flops for e in known]), giga([e.many_flops for e in known])]
+            costs = [tera([e.few_flops for e in known]), tera([e.many_flops for e in known])]
             lines.append([*line, *costs, ratio + partly, smaller])
     notes = [
         "score: the best with so many tasks. TFLOP: up to the first evaluation that reaches it, with these tasks and",
@@ -335,22 +338,23 @@ def _against_tasks(axis: Any, counts: Sequence[int], lines: Mapping[str, Mapping
     axis.set_xscale("log")
     axis.set_xticks(counts, [f"{n:,}" for n in counts])
     axis.minorticks_off()
-    axis.set_ylim(0, 100)
 
 
 def _pictures(root: Path, found: Cells, sizes: Sequence[str], title: str) -> None:
+    from matplotlib.ticker import LogLocator
+
     counts, groups = _counts(found), _groups(found)
     titled = [report.GROUPS.get(group, group.replace("_", " ")) for group in groups]
 
     figure, axes = report.charts(titled, len(groups), (5.2, 4.6))
     for axis, group in zip(axes, groups):
         _against_tasks(axis, counts, {s: {n: list(scores(found, s, n, group).values()) for n in counts} for s in sizes})
-        level = np.mean([r["groups"][group]["baseline"] for own in found.values() for r in own.values()])
-        axis.axhline(100 * level, **_DOTTED, label="baseline")
+        axis.axhline(_baseline(found, group), **_DOTTED, label="baseline")
         axis.set_xlabel("training tasks")
     axes[0].set_ylabel("mean score over tasks, points of 100")
     axes[0].legend(frameon=False, title="bars: std over seeds", title_fontsize=8.5, fontsize=8.5)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
+    axes[0].set_ylim(bottom=0)  # of all panels, once all are drawn
     report.save(figure, root / "results.png")
 
     figure, axes = report.charts(titled, len(groups), (5.2, 4.6), grid="both")
@@ -365,16 +369,21 @@ def _pictures(root: Path, found: Cells, sizes: Sequence[str], title: str) -> Non
                 "linestyle": styles[sizes.index(size) % len(styles)],
             }
             axis.plot(np.array(x) / 1e12, y, marker="o", markersize=3.5, **style)
+        axis.axhline(_baseline(found, group), **_DOTTED)
         axis.set_xscale("log")
-        axis.set_ylim(0, 100)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
         axis.set_xlabel("training TFLOP, by formula")
     for place, n in enumerate(counts):
         axes[0].plot([], [], color=_color(place, len(counts)), label=f"{n:,} tasks")
     for size, style in zip(sizes, styles * len(sizes)):
         axes[0].plot([], [], color="#222222", linestyle=style, label=size)
+    axes[0].plot([], [], **_DOTTED, label="baseline")
     axes[0].set_ylabel("mean score over tasks and seeds, points of 100")
     axes[0].legend(frameon=False, fontsize=8.5)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
+    axes[0].set_ylim(bottom=0)
     report.save(figure, root / "flops.png")
 
     kinds = {
@@ -391,6 +400,7 @@ def _pictures(root: Path, found: Cells, sizes: Sequence[str], title: str) -> Non
     axes[0].legend(frameon=False, fontsize=8)
     figure.supxlabel("training tasks; bars: standard deviation over seeds", fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
+    axes[0].set_ylim(bottom=0)
     report.save(figure, root / "types.png")
 
 
