@@ -122,7 +122,7 @@ def run(study: ScalingStudy, shard: Shard = Shard(), title: str = "") -> str:
         every = runs(study, seed)
         mine = [made for place, made in enumerate(every) if shard.holds(seed * len(every) + place)]
         records.complete(root, seed, mine, _measure, shard.file)
-        if found := records.read(root):
+        if found := [record for record in records.read(root) if record["arm"] in study.sizes]:
             _check_records(study, found)
             table = scaling_report.write(root, found, list(study.sizes), title)
     print(table, end="")
@@ -148,12 +148,10 @@ def check_tasks(study: ScalingStudy) -> None:
 
 
 def _check_records(study: ScalingStudy, found: Sequence[Record]) -> None:
-    """Raises UserError for records that were copied from a study with other sizes or other compute."""
+    """Raises UserError for records that were copied from a study with other compute."""
     known = {(made.arm, made.label): made.experiment for made in runs(study, 0)}
     for record in found:
         made = known.get((record["arm"], record["run"]))
-        if made is None and record["arm"] not in study.sizes:
-            raise UserError(f"{study.model_dir} holds a record of the size '{record['arm']}', which the study has not.")
         if made is not None and (record["steps"], record["batch"]) != (made.train.steps, made.train.batch_size):
             raise UserError(
                 f"{study.model_dir} holds a record of '{record['arm']}' with {record['steps']:,} steps of "

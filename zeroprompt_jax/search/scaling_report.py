@@ -141,8 +141,8 @@ def wording_spread(runs: Iterable[Record], group: str) -> tuple[float, float] | 
 
 
 def table(records: Iterable[Record], sizes: Sequence[str]) -> str:
-    """The printed table, of what is recorded so far."""
-    found = cells(records)
+    """The printed table, of what is recorded so far of these sizes."""
+    found = cells(r for r in records if r["arm"] in sizes)
     sizes = [size for size in sizes if any(name == size for name, _ in found)]
     groups = _groups(found)
     parts = [_summary(found, sizes, groups), _trends(found, sizes, groups)]
@@ -406,8 +406,9 @@ def _pictures(root: Path, found: Cells, sizes: Sequence[str], title: str) -> Non
 
 def write(root: Path, records: Sequence[Record], sizes: Sequence[str], title: str = "") -> str:
     """Writes table.txt, wordings.csv, results.png, flops.png and types.png; returns the table."""
-    text, found = table(records, sizes), cells(records)
+    known = [r for r in records if r["arm"] in sizes]
+    text = table(known, sizes)
     report.save_text(root / "table.txt", text)
-    report.save_text(root / "wordings.csv", wordings_csv(records))
-    _pictures(root, found, [size for size in sizes if any(name == size for name, _ in found)], title or root.name)
+    report.save_text(root / "wordings.csv", wordings_csv(known))
+    _pictures(root, cells(known), [size for size in sizes if any(r["arm"] == size for r in known)], title or root.name)
     return text
