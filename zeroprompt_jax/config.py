@@ -61,6 +61,7 @@ CONFIGURABLES = {
     "AdaptationStudy": "zeroprompt_jax.search.adaptation:AdaptationStudy",
     "Arm": "zeroprompt_jax.search.adaptation:Arm",
     "Comparison": "zeroprompt_jax.search.comparison:Comparison",
+    "ScalingStudy": "zeroprompt_jax.search.scaling:ScalingStudy",
     "recyclers.Linear": "zeroprompt_jax.search.recycling:Linear",
     "recyclers.Combination": "zeroprompt_jax.search.recycling:Combination",
     "recyclers.Procrustes": "zeroprompt_jax.search.recycling:Procrustes",

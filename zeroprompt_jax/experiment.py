@@ -75,7 +75,7 @@ def build_model(experiment: Experiment, trained: bool = False) -> Model:
     only what is frozen is read."""
     mesh, method, settings = experiment.mesh.build(), experiment.method, experiment.train
     check_pretrained(experiment)
-    setting = _setting(experiment)
+    setting = setting_of(experiment)
     keys = jax.random.split(jax.random.key(settings.seed))
     make_backbone = lambda: states.flatten({"backbone": t5.init(experiment.model, keys[0])})
     make_method = lambda backbone: states.flatten(
@@ -112,7 +112,7 @@ def build_model(experiment: Experiment, trained: bool = False) -> Model:
     return Model(mesh, params, frozen, shardings)
 
 
-def _setting(experiment: Experiment) -> Setting:
+def setting_of(experiment: Experiment) -> Setting:
     """What the method's initialisers may read, the backbone's parameters excepted."""
     if not isinstance(experiment.method, Bank):
         return Setting(experiment.model)
@@ -308,6 +308,7 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
                 tell,
                 predictions,
                 task_ids(experiment),
+                experiment.data.training(),
             )
 
     during = dataclasses.replace(experiment.evaluate, control=False)
@@ -392,6 +393,7 @@ def evaluate_run(
             tell,
             folder / "predictions.jsonl",
             task_ids(experiment),
+            experiment.data.training(),
         )
     if not partitioning.is_first():
         return evaluation

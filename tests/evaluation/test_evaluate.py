@@ -285,6 +285,42 @@ def test_a_mesh_changes_nothing(run):
     same(run(groups=groups, mesh=Mesh().build(jax.devices()[:1]))[0], run(groups=groups)[0])
 
 
+def test_auc_reads_the_scores_of_all_options(run, store, monkeypatch):
+    card = dataclasses.replace(store.card("yes_no"), metrics=("auc", "accuracy"))
+    monkeypatch.setattr(store, "card", lambda name: card)
+    given = []
+
+    def auc(predictions, references, options=None, scores=None):
+        given.append((predictions, options, scores))
+        return metrics.auc(predictions, references, options, scores)
+
+    monkeypatch.setitem(metrics.METRICS, "auc", auc)
+    monkeypatch.setattr(module, "_BASELINES", {})
+    found, lines = run(groups={"g": ["yes_no"]}, settings=dataclasses.replace(SETTINGS, control=False), trained=())
+    (result,) = found.tasks
+    predictions, options, scores = given[0]
+    assert predictions == [line["prediction"] for line in lines] and len(predictions) == 9
+    for line, own in zip(lines, scores):
+        assert len(own) == 3 and max(own) == pytest.approx(line["score"])
+        assert line["prediction"] == card.options[int(np.argmax(own))]
+    references = [line["references"] for line in lines]
+    assert result["score"] == metrics.auc(predictions, references, options, scores) != 0.5
+    assert result["metrics"]["auc"] == result["score"] and result["baseline"] == 0.5  # of one answer for all
+    # Generated answers have no scores, and count as certain.
+    run(groups={"g": ["yes_no"]}, settings=dataclasses.replace(SETTINGS, control=False, rank_options=False))
+    assert given[-1][2] is None
+    monkeypatch.setattr(store, "card", lambda name: dataclasses.replace(card, options=()))
+    with pytest.raises(UserError, match="Task 'words' has the metric auc, but its examples list no answer options"):
+        run(groups={"g": ["words"]})
+
+
+def test_labels_that_training_was_given_are_counted(run, base):
+    assert {r["labels"] for r in base[0].tasks} == {None} and {row.labels for row in base[0].rows()} == {None}
+    found, _ = run(settings=dataclasses.replace(SETTINGS, control=False), trained=("words", "elsewhere"))
+    assert {r["task"]: r["labels"] for r in found.tasks} == {"words": 9, "yes_no": 0, "long": 0, "own": 0}
+    assert {(row.group, row.type): row.labels for row in found.rows()}["unseen", "copy"] == 4.5
+
+
 def test_bad_settings_are_named(run, store, monkeypatch):
     for make, words in [
         (lambda: Evaluate(batch_size=0), "batch_size"),

@@ -1,5 +1,6 @@
 """The table, results.json and picture of an experiment."""
 
+import dataclasses
 import json
 import os
 
@@ -42,6 +43,15 @@ def test_table_lists_every_type_in_order_and_aligned():
     assert len(numbers) == len(ROWS) + 3 and len({len(line) for line in numbers}) == 1
     assert "70.0      17.5  +52.5      20.0      4         3        80" in text
     assert "A note of the run." in text
+
+
+def test_labels_are_printed_beside_every_score_where_known(tmp_path):
+    rows = [dataclasses.replace(row, labels=80.0 if row.group == "seen_tasks" else 0.0) for row in ROWS]
+    text = report.table(rows)
+    counts = [line.split()[-4] for line in text.splitlines() if line.endswith(("20", "40", "60", "80"))]
+    assert "labels" in text.splitlines()[0] and sorted(counts) == ["0"] * 5 + ["80", "80"]
+    assert report.results(rows)["unseen_tasks"]["labels"] == 0
+    assert "labels" not in report.table(ROWS) and "labels" not in report.results(ROWS)["unseen_tasks"]
 
 
 def test_table_says_when_a_group_is_not_above_its_baseline():

@@ -18,22 +18,19 @@ def counted(function, *args) -> float:
     return (analysis[0] if isinstance(analysis, list) else analysis)["flops"]
 
 
-@pytest.mark.parametrize("activations, tied", [(("relu",), True), (("gelu", "linear"), False)])
-def test_flops_agree_with_xla(activations, tied):
-    config = t5.T5Config(
-        vocab_size=512,
-        emb_dim=256,
-        num_heads=4,
-        head_dim=48,
-        mlp_dim=512,
-        num_encoder_layers=2,
-        num_decoder_layers=1,
-        mlp_activations=activations,
-        logits_via_embedding=tied,
-        dropout_rate=0.0,
-        dtype="float32",
-        scan_layers=False,
-    )
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"mlp_activations": ("relu",), "logits_via_embedding": True},
+        {"mlp_activations": ("gelu", "linear"), "logits_via_embedding": False},
+        {"emb_dim": 128, "num_encoder_layers": 1, "num_decoder_layers": 3, "dropout_rate": 0.1},
+        {"vocab_size": 4096, "head_dim": 96, "mlp_dim": 256, "dtype": "bfloat16"},
+    ],
+)
+def test_flops_agree_with_xla(sizes):
+    base = dict(vocab_size=512, emb_dim=256, num_heads=4, head_dim=48, mlp_dim=512, num_encoder_layers=2)
+    base |= dict(num_decoder_layers=1, dropout_rate=0.0, dtype="float32", scan_layers=False)
+    config = t5.T5Config(**{**base, **sizes})
     params = jax.eval_shape(lambda: t5.init(config, jax.random.key(0)))
     encoder, decoder = np.ones((B, T), np.int32), np.ones((B, S), np.int32)
     prompt = jax.ShapeDtypeStruct((P, config.emb_dim), np.float32)

@@ -115,6 +115,7 @@ def test_batch_size_and_control_may_differ_and_processes_not(tmp_path, monkeypat
 
 def record(arm, seed, task, score, group="unseen_tasks", shuffled=None, loss=1.5):
     facts = {"type": task[0], "metric": "exact_match", "baseline": 0.2, "examples": 9, "trained": 1234, "steps": 50}
+    facts |= {"labels": 80 if group == "text" else 0}
     return {
         "seed": seed, "arm": arm, "run": "", "group": group, "task": task, "score": score, "shuffled": shuffled,
         "loss": loss + seed, "shuffled_loss": shuffled and loss + seed + 1, "minutes": 1.0 + seed, **facts,
@@ -137,6 +138,7 @@ def test_table_and_picture(tmp_path):
     assert "2.000 ± 0.707  3.000 ± 0.707" in lines["text"]  # a stage's losses, in nats
     assert lines["x"].split() == ["x", "2", "60.0", "35.0"] and lines["z"].split() == ["z", "1", "75.0", "50.0"]
     assert "never" not in text and "later" not in text and "± is the standard deviation" in text and "shuffled:" in text
+    assert "Labelled examples of a task that training was given: unseen tasks 0, unseen types 0." in text
     assert (tmp_path / "results.png").stat().st_size > 10_000 and (tmp_path / "table.txt").read_text() == text
     # Halfway through the first seed there may be a stage alone, or arms without the reference.
     assert "nats" in comparison_report.write(tmp_path, found[:1], ["text"], ["a"], "a")

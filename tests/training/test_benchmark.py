@@ -4,9 +4,12 @@ import jax
 import numpy as np
 import pytest
 
+from zeroprompt_jax.methods.adapter import Adapter
+from zeroprompt_jax.methods.base import Setting
 from zeroprompt_jax.methods.full import Full
+from zeroprompt_jax.methods.prefix import Prefix
 from zeroprompt_jax.methods.prompt import Prompt
-from zeroprompt_jax.models import t5
+from zeroprompt_jax.models import flops, t5
 from zeroprompt_jax.training import benchmark
 
 CONFIG = t5.T5Config(
@@ -36,6 +39,24 @@ def test_memory_is_planned_for_full_and_prompt_only_training():
     for record in found:
         assert record["peak_gib"] >= record["arguments_gib"] + record["temporary_gib"] > 0
         assert record["of_full"] == record["peak_gib"] / named[record["optimizer"], "full"]["peak_gib"]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [Full(), Prompt(length=8, per_task=True), Adapter(rank=24), Prefix(length=16)],
+    ids=lambda method: type(method).__name__,
+)
+def test_the_formula_agrees_with_what_xla_counts(method):
+    """Of a model that scans its layers too: both count all of them."""
+    sizes = dict(vocab_size=256, emb_dim=128, num_heads=4, head_dim=32, mlp_dim=256, dropout_rate=0.0, dtype="float32")
+    config = t5.T5Config(**sizes, num_encoder_layers=3, num_decoder_layers=2, scan_layers=True)
+    shape, setting = (4, 24, 12), Setting(config, tasks=("a", "b"))
+    xla = benchmark.counted(config, method, benchmark.rows(config, *shape), setting)
+    assert benchmark.analytic(config, method, *shape, setting) == pytest.approx(xla, rel=0.15)
+    if isinstance(method, Full):
+        assert benchmark.analytic(config, method, *shape) == flops.train(config, *shape)
+        with_prompt = benchmark.analytic(config, Prompt(length=8), *shape)
+        assert with_prompt == flops.train(config, *shape, prompt=8, frozen=True)
 
 
 def test_methods_are_timed():

@@ -16,6 +16,7 @@ VERBS = {
     "infer": "read JSONL or TSV and write predictions and scores as JSONL, in order",
     "adapt": "compare methods on few-shot targets, with their source stages, over seeds",
     "compare": "compare experiments on the same tests over seeds, with the stages that they start from",
+    "scale": "train sizes of model on more and more tasks at fixed compute, over seeds, and test on unseen ones",
     "search": "search better wordings of tasks by a genetic algorithm, with or without labels",
     "recycle": "carry trained prompts to another backbone with the same vocabulary, without training",
     "export": "write trained tasks as files of a few kB, for this package, PEFT or NumPy; or a backbone for transformers",

@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,8 @@ class Evaluation:
       tasks: per group and task a dict: `task`, `type`, `family`, `group`, `metric` (the card's first), `score` by it,
         `metrics` (all of the card's), `baseline` with its `baseline_kind` (majority or copy), `examples`, `loss`,
         `shuffled` and `shuffled_loss` (the control's score and loss, or None), `ranked` (whether it was answered by
-        ranking options) and `per_wording` (wording's number to score). Scores are in [0, 1].
+        ranking options), `per_wording` (wording's number to score) and `labels` (labelled examples of the task that
+        training was given; None where that is not known). Scores are in [0, 1].
       losses: group to the mean cross-entropy per target token (nats, EOS included) under teacher forcing.
     """
 
@@ -116,6 +117,7 @@ def _row(group: str, type: str, results: Sequence[Mapping[str, Any]]) -> report.
         families=len({r["family"] for r in results}),
         shuffled=mean(r["shuffled"] for r in results),
         examples=sum(r["examples"] for r in results),
+        labels=mean(r["labels"] for r in results),
         more={name: mean(r["metrics"].get(name) for r in results) for name in more},
     )
 
@@ -134,6 +136,7 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     predictions: str | os.PathLike | None = None,
     task_ids: Mapping[str, int] | None = None,
+    trained: Collection[str] | None = None,
 ) -> Evaluation:
     """Evaluates a model on groups of cached tasks. Functions are compiled once per shape and kept between calls.
 
@@ -151,10 +154,11 @@ def evaluate(
       progress: called with (examples done, examples in all) after every batch, the control's examples included.
       predictions: a JSONL file to write, one line per example.
       task_ids: task to its place in the method's banks, for a method that keeps something per task.
+      trained: the tasks that the model was trained on, whose labels are counted.
 
     Raises:
-      UserError: a task has no place in the banks, is not cached or has no examples, a metric is unknown, or the batch
-        does not divide the mesh.
+      UserError: a task has no place in the banks, is not cached or has no examples, a metric is unknown or does not fit
+        its task, or the batch does not divide the mesh.
     """
     tasks = list(dict.fromkeys(task for names in groups.values() for task in names))
     if task_ids is not None:
@@ -173,6 +177,9 @@ def evaluate(
     cut = {"max_examples": settings.max_examples_per_task, "seed": settings.seed}
     sets = [EvalSet(store, tasks, split, features, wordings=kind, **cut) for kind in kinds]
     examples = sets[0].examples
+    for example in examples:
+        if "auc" in cards[example.task].metrics and not example.options:
+            raise UserError(f"Task '{example.task}' has the metric auc, but its examples list no answer options.")
     total, done = sum(map(len, sets)), 0
     runs = []
     for data in sets:
@@ -188,7 +195,7 @@ def evaluate(
     for task, rows in rows_of.items():
         card, mine = cards[task], [examples[i] for i in rows]
         answers = [main.texts[i] for i in rows]
-        values = _score(card.metrics, answers, mine)
+        values = _score(card.metrics, answers, mine, [main.options[i] for i in rows])
         first = card.metrics[:1]
         by_wording = collections.defaultdict(list)
         for place, example in enumerate(mine):
@@ -205,15 +212,23 @@ def evaluate(
             "metrics": values,
             "baseline": _BASELINES[key][0],
             "baseline_kind": _BASELINES[key][1],
-            "shuffled": None if control is None else _score(first, [control.texts[i] for i in rows], mine)[first[0]],
+            "shuffled": None
+            if control is None
+            else _score(first, [control.texts[i] for i in rows], mine, [control.options[i] for i in rows])[first[0]],
             "examples": len(rows),
             "loss": _mean_loss(main, rows),
             "shuffled_loss": None if control is None else _mean_loss(control, rows),
             "ranked": bool(main.ranked[rows[0]]),
             "per_wording": {
-                w: _score(first, [answers[p] for p in places], [mine[p] for p in places])[first[0]]
+                w: _score(
+                    first,
+                    [answers[p] for p in places],
+                    [mine[p] for p in places],
+                    [main.options[rows[p]] for p in places],
+                )[first[0]]
                 for w, places in sorted(by_wording.items())
             },
+            "labels": None if trained is None else store.size(task, "train") if task in trained else 0,
         }
     if predictions is not None and partitioning.is_first():
         _write(Path(predictions), examples, main, control)
@@ -233,17 +248,26 @@ def baseline(metric: str, examples: Sequence[Example]) -> tuple[float, str]:
     return (copy, "copy") if copy > majority else (majority, "majority")
 
 
-def _score(names: Sequence[str], answers: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
-    options = [e.options for e in examples]
-    return dict(metrics.compute(names, answers, [e.references for e in examples], options if all(options) else None))
+def _score(
+    names: Sequence[str],
+    answers: Sequence[str],
+    examples: Sequence[Example],
+    scores: Sequence[Sequence[float] | None] = (None,),
+) -> dict[str, float]:
+    """scores: of each example's options, None where the answer was generated."""
+    options, references = [e.options for e in examples], [e.references for e in examples]
+    ranked = None if any(values is None for values in scores) else scores
+    return dict(metrics.compute(names, answers, references, options if all(options) else None, ranked))
 
 
 @dataclasses.dataclass
 class _Run:
-    """Per example: the answer, its score, whether it was ranked, and cross-entropy and tokens of the target."""
+    """Per example: the answer, its score, those of all options or None, whether it was ranked, and cross-entropy and
+    tokens of the target."""
 
     texts: list[str]
     scores: np.ndarray
+    options: list[list[float] | None]
     ranked: np.ndarray
     nll: np.ndarray
     tokens: np.ndarray
@@ -303,7 +327,7 @@ def _run(
     names = [f"{settings.seed}/{e.task}/{e.example}" for e in examples]
     rows["row_seeds"] = np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
     options = np.array([len(e.options) if settings.rank_options else 0 for e in examples])
-    run = _Run([""] * count, np.zeros(count), options > 0, np.zeros(count), np.zeros(count))
+    run = _Run([""] * count, np.zeros(count), [None] * count, options > 0, np.zeros(count), np.zeros(count))
     encode = functools.cache(vocabulary.encode)
     texts = {text for i in np.flatnonzero(options) for text in examples[i].options}
     option_length = ranking.bucket(max((len(encode(text)) + 1 for text in texts), default=1), least=4)
@@ -342,8 +366,9 @@ def _run(
         else:
             best = ranking.choose(out["sums"], out["lengths"], settings.length_normalised)
             run.scores[index] = np.take_along_axis(out["sums"], best[:, None], axis=1)[:, 0]
-            for i, option in zip(index, best):
+            for i, option, sums in zip(index, best, out["sums"]):
                 run.texts[i] = examples[i].options[option]
+                run.options[i] = sums[: len(examples[i].options)].tolist()
         return job.kept
 
     done, waiting = 0, None

@@ -1,18 +1,22 @@
 """Metrics over generated text, and the two baselines every score is shown beside. Plain Python.
 
-A metric is `metric(predictions, references, options=None) -> float` in [0, 1]: `predictions` one text per example,
-`references` all acceptable answers per example, and the best match counts. `options` (the answer options, where a task
-has them) is accepted by all and needed by none: an answer outside the options is simply wrong.
+A metric is `metric(predictions, references, options=None, scores=None) -> float` in [0, 1]: `predictions` one text per
+example, `references` all acceptable answers per example, and the best match counts. `options` (the answer options, where
+a task has them) and `scores` (their log-likelihoods, where they were ranked) are accepted by all and read by `auc`
+alone: to the others an answer outside the options is simply wrong.
 
 Which differences are forgiven:
   exact_match        case, and the amount of white space
   exact_match_cased  the amount of white space only; for tasks whose answer is a matter of case
   exact_match_loose  case, white space and ASCII punctuation, as Natural Instructions' own scorer does
   accuracy           as exact_match
-  macro_f1           as exact_match
+  macro_f1, micro_f1 as exact_match
+  auc                as exact_match
   rouge1, rougeL     as exact_match_loose, per word
 """
 
+import itertools
+import math
 import re
 import string
 import unicodedata
@@ -53,7 +57,12 @@ def _check(predictions: Texts, references: References) -> None:
 def _best_of(score: Callable[[str, str], float], prepare: Callable) -> Metric:
     """The mean over examples of the best score over references; `prepare` is applied once to each text."""
 
-    def metric(predictions: Texts, references: References, options: Sequence | None = None) -> float:
+    def metric(
+        predictions: Texts,
+        references: References,
+        options: Sequence[Texts] | None = None,
+        scores: Sequence[Sequence[float]] | None = None,
+    ) -> float:
         _check(predictions, references)
         best = (
             max(score(prepared, prepare(answer)) for answer in answers)
@@ -64,12 +73,9 @@ def _best_of(score: Callable[[str, str], float], prepare: Callable) -> Metric:
     return metric
 
 
-def macro_f1(predictions: Texts, references: References, options: Sequence | None = None) -> float:
-    """F1 of each class, averaged over the classes that occur as a reference.
-
-    An example's class is the reference its prediction equals, or else its first. A prediction that is no class costs
-    its example a miss and no class a false alarm.
-    """
+def _classes(predictions: Texts, references: References) -> tuple[Counter, Counter, Counter]:
+    """By class: right predictions, examples, predictions. An example's class is the reference its prediction equals, or
+    else its first. A prediction that is no class costs its example a miss and no class a false alarm."""
     _check(predictions, references)
     hits, gold, predicted = Counter(), Counter(), Counter()
     for prediction, answers in zip(map(normalise, predictions), references):
@@ -78,7 +84,88 @@ def macro_f1(predictions: Texts, references: References, options: Sequence | Non
         gold[label] += 1
         predicted[prediction] += 1
         hits[label] += prediction == label
+    return hits, gold, predicted
+
+
+def macro_f1(
+    predictions: Texts,
+    references: References,
+    options: Sequence[Texts] | None = None,
+    scores: Sequence[Sequence[float]] | None = None,
+) -> float:
+    """F1 of each class, averaged over the classes that occur as a reference; see `_classes`."""
+    hits, gold, predicted = _classes(predictions, references)
     return sum(2 * hits[c] / (gold[c] + predicted[c]) for c in gold) / len(gold)
+
+
+def micro_f1(
+    predictions: Texts,
+    references: References,
+    options: Sequence[Texts] | None = None,
+    scores: Sequence[Sequence[float]] | None = None,
+) -> float:
+    """F1 of all classes' counts together, of the classes that occur as a reference: accuracy, where every prediction is
+    one of these."""
+    hits, gold, predicted = _classes(predictions, references)
+    return 2 * hits.total() / (gold.total() + sum(predicted[c] for c in gold))
+
+
+def auc(
+    predictions: Texts,
+    references: References,
+    options: Sequence[Texts] | None = None,
+    scores: Sequence[Sequence[float]] | None = None,
+) -> float:
+    """Area under the ROC curve of the options' probabilities, their log-likelihoods normalised over an example's
+    options: the chance that an example with an answer gives it a higher probability than one without. One answer
+    against the rest, averaged over the answers (macro, unweighted); where examples list different options, over all
+    options of all examples at once. Ties count half. Without `scores` the prediction has probability 1. Where nothing
+    can be compared, as all examples have one answer, it is 0.5.
+
+    Raises ValueError for an example without options.
+    """
+    _check(predictions, references)
+    if options is None or not all(len(given) for given in options):
+        raise ValueError("AUC needs the answer options of every example.")
+    named = [[normalise(option) for option in given] for given in options]
+    if scores is None:
+        scores = [[0.0 if o == normalise(p) else -math.inf for o in given] for p, given in zip(predictions, named)]
+    alike = all(set(given) == set(named[0]) for given in named)
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for given, values, answers in zip(named, scores, references):
+        right = {normalise(a) for a in answers}
+        for place, option in enumerate(given):
+            wrong, correct = found.setdefault(option if alike else "", ([], []))
+            rest = [v for i, v in enumerate(values) if i != place]
+            (correct if option in right else wrong).append(_log_odds(values[place], rest))
+    areas = [_area(wrong, correct) for wrong, correct in found.values() if wrong and correct]
+    return sum(areas) / len(areas) if areas else 0.5
+
+
+def _log_odds(value: float, others: Sequence[float]) -> float:
+    """Orders as the normalised probability does, and keeps apart what would round to 1."""
+    top = max(others, default=-math.inf)
+    if -math.inf in (value, top):
+        return value if value == -math.inf else math.inf
+    return value - top - math.log(sum(math.exp(v - top) for v in others))
+
+
+def _area(wrong: Sequence[float], correct: Sequence[float]) -> float:
+    """The share of pairs of one of each in which the correct one is larger (Mann and Whitney's U)."""
+    rank = ranks([*correct, *wrong])
+    own, n = sum(rank[: len(correct)]), len(correct)
+    return (own - n * (n + 1) / 2) / (n * len(wrong))
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """Ranks from 1 on; equal values share the mean of theirs."""
+    order, out, before = sorted(range(len(values)), key=values.__getitem__), [0.0] * len(values), 0
+    for _, tied in itertools.groupby(order, key=values.__getitem__):
+        places = list(tied)
+        for place in places:
+            out[place] = before + (len(places) + 1) / 2
+        before += len(places)
+    return out
 
 
 def _words(text: str) -> list[str]:
@@ -121,19 +208,25 @@ METRICS: dict[str, Metric] = {
     "exact_match_loose": exact_match_loose,
     "accuracy": accuracy,
     "macro_f1": macro_f1,
+    "micro_f1": micro_f1,
+    "auc": auc,
     "rouge1": rouge1,
     "rougeL": rougeL,
 }
 
 
 def compute(
-    names: Sequence[str], predictions: Texts, references: References, options: Sequence | None = None
+    names: Sequence[str],
+    predictions: Texts,
+    references: References,
+    options: Sequence[Texts] | None = None,
+    scores: Sequence[Sequence[float]] | None = None,
 ) -> Mapping[str, float]:
     """All the named metrics. Raises UserError for a name that is no metric."""
     for name in names:
         if name not in METRICS:
             raise unknown("metric", name, METRICS)
-    return {name: METRICS[name](predictions, references, options) for name in names}
+    return {name: METRICS[name](predictions, references, options, scores) for name in names}
 
 
 def majority_baseline(references: References) -> str:

@@ -30,6 +30,7 @@ class Row:
       families: the names of the tasks' families, so that one that spans types is counted once; or just their number.
       shuffled: the model's score when each task is given another task's instruction; None where it was not measured.
       more: further scores by column name, shown in the order given.
+      labels: labelled examples of a task, on average, that the model was trained on; None where that is not known.
     """
 
     group: str
@@ -41,6 +42,7 @@ class Row:
     shuffled: float | None = None
     examples: int = 0
     more: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    labels: float | None = None
 
     @property
     def family_count(self) -> int:
@@ -77,6 +79,7 @@ def mean(rows: Sequence[Row], group: str, type: str = "mean") -> Row:
         shuffled=over_tasks(lambda row: row.shuffled),
         examples=sum(row.examples for row in rows),
         more={name: over_tasks(lambda row: row.more.get(name)) for name in columns},
+        labels=over_tasks(lambda row: row.labels),
     )
 
 
@@ -94,13 +97,15 @@ def table(rows: Sequence[Row], *, metric: str = "score", notes: Sequence[str] = 
     shuffled = any(row.shuffled is not None for row in rows)
     head = ["type", metric, "baseline", "gain"]
     head += ["shuffled"] if shuffled else []
-    head += [*columns, "tasks", "families", "examples"]
+    labelled = any(row.labels is not None for row in rows)
+    head += [*columns, *(["labels"] if labelled else []), "tasks", "families", "examples"]
 
     def cells(row: Row) -> list[str]:
         scores = [row.score, row.baseline, row.score - row.baseline]
         scores += [row.shuffled] if shuffled else []
         texts = [_points(value) for value in [*scores, *(row.more.get(name) for name in columns)]]
         texts[2] = f"{100 * scores[2]:+.1f}"
+        texts += ["-" if row.labels is None else f"{row.labels:,.0f}"] if labelled else []
         return [row.type, *texts, f"{row.tasks:,}", f"{row.family_count:,}", f"{row.examples:,}"]
 
     blocks = []
@@ -120,6 +125,8 @@ def table(rows: Sequence[Row], *, metric: str = "score", notes: Sequence[str] = 
     legend += " baseline: the better of the majority answer and the copied input."
     if shuffled:
         legend += " shuffled: the same model, each task given another task's instruction."
+    if labelled:
+        legend += " labels: labelled examples of a task that training was given."
     out += ["", *textwrap.wrap(legend, 100)]
     for note in [*_verdicts(rows), *notes]:
         out += textwrap.wrap(note, 100)
@@ -156,7 +163,7 @@ def results(rows: Sequence[Row], *, metric: str = "score", **facts: Any) -> dict
 
 
 def _as_dict(row: Row) -> dict[str, Any]:
-    numbers = {"score": row.score, "baseline": row.baseline, "shuffled": row.shuffled, **row.more}
+    numbers = {"score": row.score, "baseline": row.baseline, "shuffled": row.shuffled, **row.more, "labels": row.labels}
     counts = {"tasks": row.tasks, "families": row.family_count, "examples": row.examples}
     return {**{k: round(v, 6) for k, v in numbers.items() if v is not None}, **counts}
 
@@ -288,20 +295,42 @@ def spread(values: Sequence[float], digits: int = 1, signed: bool = False) -> st
     return mean + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
 
 
+def half_interval(values: Sequence[float]) -> float:
+    """Half the 95% t interval of the mean of independent values; NaN of a single one."""
+    import scipy.special
+
+    count = len(values)
+    if count < 2:
+        return float("nan")
+    return float(scipy.special.stdtrit(count - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(count))
+
+
 def chart(title: str, grid: str = "y") -> tuple[Any, Any]:
     """(figure, axis) of a picture of lines. grid: of which axis lines are drawn, or 'both'."""
+    figure, (axis,) = charts([title], 1, (9, 5.2), grid)
+    return figure, axis
+
+
+def charts(titles: Sequence[str], columns: int, size: tuple[float, float], grid: str = "y") -> tuple[Any, list[Any]]:
+    """(figure, axes) of pictures of lines side by side, in rows of `columns`, with one y axis for all; size: inches of
+    each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5.2), dpi=150, facecolor="white", layout="constrained")
+    rows = -(-len(titles) // columns)
+    whole = (columns * size[0], rows * size[1])
+    figure = Figure(figsize=whole, dpi=150, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    axis = figure.add_subplot()
-    axis.grid(axis=grid, color="#e4e4e4", linewidth=0.8)
-    axis.set_axisbelow(True)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    axis.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
-    return figure, axis
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel().tolist()
+    for axis, title in zip(axes, titles):
+        axis.grid(axis=grid, color="#e4e4e4", linewidth=0.8)
+        axis.set_axisbelow(True)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+        axis.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
+    for axis in axes[len(titles) :]:
+        axis.set_visible(False)
+    return figure, axes[: len(titles)]
 
 
 def save(figure: Any, path: str | os.PathLike) -> None:

@@ -68,8 +68,16 @@ def conditioned(config: T5Config, conditioning: Conditioning, inputs: int, targe
 
 def train(config: T5Config, batch: int, inputs: int, targets: int, prompt: int = 0, frozen: bool = False) -> float:
     """FLOPs of a training step: the backward pass costs two forwards, one when the backbone is frozen (gradients of
-    activations but not of weights). Rematerialisation is not counted: it is not useful work."""
+    activations but not of weights). Padding counts. Neither the optimizer nor rematerialisation is counted: the former
+    does not grow with the batch, the latter is not useful work."""
     return forward(config, batch, inputs, targets, prompt) * (2 if frozen else 3)
+
+
+def train_conditioned(
+    config: T5Config, conditioning: Conditioning, batch: int, inputs: int, targets: int, frozen: bool = False
+) -> float:
+    """As `train`, of a model with this conditioning, of which only shapes are read; what makes it is not counted."""
+    return batch * sum(conditioned(config, conditioning, inputs, targets).values()) * (2 if frozen else 3)
 
 
 def score(config: T5Config, batch: int, inputs: int, targets: int, options: float) -> float:

@@ -45,25 +45,14 @@ class Comparison:
         for name, made in {**self.stages, **self.arms}.items():
             if not made.data.evaluation:
                 raise UserError(f"Comparison: '{name}' is tested on nothing; give its Data.evaluation a group.")
-        first, *others = self.arms
-        # Neither changes a score; the control costs as much as the test itself, so that some arms may go without.
-        alike = lambda name: dataclasses.replace(self.arms[name].evaluate, batch_size=1, control=False)
-        for name in others:
-            if (own := alike(name)) != (wanted := alike(first)):
-                field = next(f.name for f in dataclasses.fields(own) if getattr(own, f.name) != getattr(wanted, f.name))
-                raise UserError(
-                    f"Comparison: '{name}' is not tested as '{first}' is: Evaluate.{field} is {getattr(own, field)}, not "
-                    f"{getattr(wanted, field)}."
-                )
-            if dict(self.arms[name].data.evaluation) != dict(self.arms[first].data.evaluation):
-                raise UserError(f"Comparison: '{name}' is not tested on what '{first}' is; give both one Data.evaluation.")
+        records.check_tests(self.arms, "Comparison")
 
 
 def run(comparison: Comparison, title: str = "") -> str:
     """Runs what is not yet recorded in MODEL_DIR/records.jsonl, and reports after every seed. Returns the table.
 
     A record is of a seed, arm, group and task, with `type`, `score`, `baseline`, `shuffled`, `loss`, `shuffled_loss`,
-    `examples`, and of its run `trained` parameters, `steps` and `minutes`.
+    `examples`, `labels`, and of its run `trained` parameters, `steps` and `minutes`.
     """
     root = Path(comparison.model_dir)
     for seed in range(comparison.seeds):
@@ -94,5 +83,6 @@ def _experiment(made: Experiment, seed: int, root: Path, folder: str) -> Experim
 
 def _result(made: Experiment) -> list[Record]:
     found, facts = records.result(made)
-    kept = ("group", "task", "type", "metric", "score", "baseline", "shuffled", "loss", "shuffled_loss", "examples")
+    scored = ("score", "baseline", "shuffled", "loss", "shuffled_loss")
+    kept = ("group", "task", "type", "metric", *scored, "examples", "labels")
     return [{**{key: result[key] for key in kept}, **facts} for result in found.tasks]

@@ -56,6 +56,13 @@ def table(records: Sequence[Record], stages: Iterable[str], arms: Iterable[str],
         out.append(f"vs {reference}: the difference, taken seed by seed.")
     if any(r["shuffled"] is not None for r in records):
         out.append("shuffled: the same model, each task given another task's instruction, or each text another text's.")
+    labels = collections.defaultdict(list)
+    for r in records:
+        if r["arm"] in arms and r.get("labels") is not None:  # records of an older version do not tell
+            labels[r["group"]].append(r["labels"])
+    if labels:
+        told = ", ".join(f"{group.replace('_', ' ')} {np.mean(counts):,.0f}" for group, counts in labels.items())
+        out.append(f"Labelled examples of a task that training was given: {told}.")
     out.append("baseline: the better of the majority answer and the copied input, chosen per task.")
     return "\n".join(out) + "\n"
 

@@ -28,6 +28,7 @@ _STAGE = "stage:"
 _PLACES = ("model_dir", "cache_dir", "mesh", "keep", "save_every")
 # What there is once something was trained or measured.
 _RESULTS = ("checkpoints", "records.jsonl", "models", "tasks")
+_FILE = "records.jsonl"
 Record = dict[str, Any]
 
 
@@ -39,19 +40,52 @@ class Run(NamedTuple):
     experiment: Experiment
 
 
+class Shard(NamedTuple):
+    """One of several jobs that share a study's runs, counted from 1. Each writes a file of its own; all are read."""
+
+    job: int = 1
+    jobs: int = 1
+
+    @property
+    def file(self) -> str:
+        return _FILE if self.jobs == 1 else f"records-{self.job}-of-{self.jobs}.jsonl"
+
+    def holds(self, place: int) -> bool:
+        """Whether the run at this place among all, from 0 on, is this job's."""
+        return place % self.jobs == self.job - 1
+
+
+def parse_shard(text: str) -> Shard:
+    """Reads `I/N`. Raises UserError unless I is from 1 to N."""
+    job, slash, jobs = text.partition("/")
+    if not (slash and job.isdecimal() and jobs.isdecimal() and 1 <= int(job) <= int(jobs)):
+        raise UserError(f"The shard '{text}' must be I/N, job I of N, with I from 1 to N, such as 1/4.")
+    return Shard(int(job), int(jobs))
+
+
 def read(root: Path) -> list[Record]:
-    """What has been measured."""
-    path = root / "records.jsonl"
+    """What has been measured, by all jobs."""
+    files = [root / _FILE, *sorted(root.glob("records-*-of-*.jsonl"))]
+    return [record for path in files for record in _read(path)]
+
+
+def _read(path: Path) -> list[Record]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def append(root: Path, found: Sequence[Record]) -> None:
+def append(root: Path, found: Sequence[Record], file: str = _FILE) -> None:
     """Adds records, all or none."""
-    text = "".join(json.dumps(record) + "\n" for record in [*read(root), *found])
-    report.save_text(root / "records.jsonl", text)
+    text = "".join(json.dumps(record) + "\n" for record in [*_read(root / file), *found])
+    report.save_text(root / file, text)
 
 
-def complete(root: Path, seed: int, runs: Sequence[Run], measure: Callable[[Experiment], Sequence[Record]]) -> None:
+def complete(
+    root: Path,
+    seed: int,
+    runs: Sequence[Run],
+    measure: Callable[[Experiment], Sequence[Record]],
+    file: str = _FILE,
+) -> None:
     """Runs those of a seed that are not yet recorded, and records each when it is finished: what `measure` found, with
     `seed`, `arm` and `run`, its label. Raises UserError in several processes, which would all write one file."""
     if jax.process_count() > 1:
@@ -64,7 +98,7 @@ def complete(root: Path, seed: int, runs: Sequence[Run], measure: Callable[[Expe
             continue
         print(f"Seed {seed}, {place} of {len(runs)}: {arm}{label and f', {label}'}.", file=sys.stderr)
         found = [{"seed": seed, "arm": arm, "run": label, **record} for record in measure(made)]
-        append(root, found)
+        append(root, found, file)
 
 
 def describe(value: Any) -> str:
@@ -119,6 +153,22 @@ def check_stages(stages: Mapping[str, Any], arms: Mapping[str, Any], seeds: int,
             known.append(name)
     if seeds < 1:
         raise UserError(f"{study}.seeds is {seeds}; it must be at least 1.")
+
+
+def check_tests(arms: Mapping[str, Experiment], study: str) -> None:
+    """Raises UserError unless all arms are tested alike: on the same groups, by the same Evaluate."""
+    first, *others = arms
+    # Neither changes a score; the control costs as much as the test itself, so that some arms may go without.
+    alike = lambda name: dataclasses.replace(arms[name].evaluate, batch_size=1, control=False)
+    for name in others:
+        if (own := alike(name)) != (wanted := alike(first)):
+            field = next(f.name for f in dataclasses.fields(own) if getattr(own, f.name) != getattr(wanted, f.name))
+            raise UserError(
+                f"{study}: '{name}' is not tested as '{first}' is: Evaluate.{field} is {getattr(own, field)}, not "
+                f"{getattr(wanted, field)}."
+            )
+        if dict(arms[name].data.evaluation) != dict(arms[first].data.evaluation):
+            raise UserError(f"{study}: '{name}' is not tested on what '{first}' is; give both one Data.evaluation.")
 
 
 def _stages_of(value: Any) -> Iterator[str]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.special
 
 from zeroprompt_jax.evaluation import report
 
@@ -117,10 +116,8 @@ def paired(found: Sequence[Case], method: str, other: str) -> tuple[float, float
         if name == method and (other, key) in scores:
             pairs[frozenset(key[:2])].append(score - scores[other, key])
     values = np.array([np.mean(own) for own in pairs.values()])
-    if len(values) < 2:
-        return float(values.sum()), float("nan"), len(values)
-    half = scipy.special.stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(half), len(values)
+    mean = float(values.mean()) if len(values) else 0.0
+    return mean, report.half_interval(values), len(values)
 
 
 def _groups(found: Sequence[Case], models: Sequence[str], methods: Iterable[str]):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.methods.base import Method, Setting
 from zeroprompt_jax.methods.full import Full
 from zeroprompt_jax.methods.prompt import Prompt
@@ -55,7 +56,7 @@ class Step:
     def __init__(self, config: t5.T5Config, method: Method, optimizer: Optimizer, data: dict[str, np.ndarray]):
         self._data, self._mesh = data, partitioning.Mesh().build()
         with partitioning.activate(self._mesh):
-            make, run = _training(config, method, optimizer)
+            make, run = _training(config, method, optimizer, Setting(config))
             params, self._frozen = states.split(jax.jit(make)(), method.trainable)
             tx = optimizer.build(1, method.banked)
             self._state = jax.jit(lambda p: states.create(p, tx))(params)
@@ -72,13 +73,14 @@ class Step:
             return time.perf_counter() - began
 
 
-def _training(config: t5.T5Config, method: Method, optimizer: Optimizer):
+def _training(config: t5.T5Config, method: Method, optimizer: Optimizer, setting: Setting):
     """(function that makes all variables by path, jitted training step)."""
 
     def make():
         keys = jax.random.split(jax.random.key(0))
         backbone = t5.init(config, keys[0])
-        return states.flatten({"backbone": backbone, "method": method.init(keys[1], Setting(config, backbone=backbone))})
+        own = method.init(keys[1], dataclasses.replace(setting, config=config, backbone=backbone))
+        return states.flatten({"backbone": backbone, "method": own})
 
     step = make_train_step(config, method, optimizer.build(1, method.banked), optimizer.schedule.build(1))
     return make, jax.jit(step, donate_argnums=0)
@@ -157,7 +159,7 @@ def memory(
     """
     data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), rows(config, batch, inputs, targets))
     named = {"full": Full(), "prompt": Prompt(length=prompt)}
-    flop = {name: _flop(config, method, data) for name, method in named.items()}
+    flop = {name: counted(config, method, data) for name, method in named.items()}
     for optimizer in (Optimizer("adamw"), Optimizer("adafactor")):
         for policy in policies:
             peaks: dict[str, float] = {}
@@ -179,14 +181,41 @@ def memory(
                 }
 
 
-def _lower(config: t5.T5Config, method: Method, optimizer: Optimizer, data) -> Any:
-    with partitioning.activate(partitioning.Mesh().build()):
-        make, run = _training(config, method, optimizer)
+def _lower(
+    config: t5.T5Config, method: Method, optimizer: Optimizer, data, setting: Setting | None = None, devices=None
+) -> Any:
+    with partitioning.activate(partitioning.Mesh().build(devices)):
+        make, run = _training(config, method, optimizer, setting or Setting(config))
         params, frozen = states.split(jax.eval_shape(make), method.trainable)
         tx = optimizer.build(1, method.banked)
         return run.lower(jax.eval_shape(lambda p: states.create(p, tx), params), frozen, data)
 
 
-def _flop(config: t5.T5Config, method: Method, data) -> float:
+def analytic(
+    config: t5.T5Config, method: Method, batch: int, inputs: int, targets: int, setting: Setting | None = None
+) -> float:
+    """FLOPs of a training step by the formulas of `models.flops`, the method's conditioning included; padding counts.
+    Nothing is computed: shapes are enough. setting: what the method's parameters are made from."""
+    data = rows(config, batch, inputs, targets)
+    make, _ = _training(config, method, Optimizer("sgd"), setting or Setting(config))
+
+    def condition():
+        variables = states.unflatten(make())
+        return method.condition(variables["method"], data, t5.Backbone(config, variables["backbone"]))
+
+    trained, _ = states.split(jax.eval_shape(make), method.trainable)
+    frozen = not any(path.startswith("backbone/") for path in trained)
+    return flops.train_conditioned(config, jax.eval_shape(condition), batch, inputs, targets, frozen)
+
+
+def counted(config: t5.T5Config, method: Method, data, setting: Setting | None = None) -> float:
+    """FLOPs of a training step as XLA counts them in the model with its layers unrolled, as of a loop it counts one
+    turn, and without rematerialisation. By SGD, whose own share is small; nothing is compiled. Raises UserError where
+    JAX has no CPU backend, as XLA counts before compilation for that alone."""
     config = dataclasses.replace(config, scan_layers=False, remat_policy="none")
-    return _lower(config, method, Optimizer("sgd"), data).cost_analysis()["flops"]
+    try:
+        cpu = jax.local_devices(backend="cpu")[:1]
+    except RuntimeError:
+        raise UserError("Counting FLOPs needs JAX's CPU backend too; add cpu to JAX_PLATFORMS, or unset it.") from None
+    with jax.default_device(cpu[0]):
+        return _lower(config, method, Optimizer("sgd"), data, setting, cpu).cost_analysis()["flops"]
