@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import tqdm
 
-from zeroprompt_jax.data import cards, seqio_bridge
+from zeroprompt_jax.data import cards, seqio_bridge, wordings
 from zeroprompt_jax.data.pipeline import Data
 from zeroprompt_jax.data.store import Store
 from zeroprompt_jax.data.vocabulary import Vocabulary, load_vocabulary
@@ -468,17 +468,28 @@ def infer_run(
         card, source = cards.card(task), cards.source(task)
         if split not in source.splits:
             raise unknown(f"split of task '{task}'", split, source.splits)
-        rendered = [cards.render(card, example) for example in source.examples(split)]
+        examples = list(source.examples(split))
+        rendered = [cards.render(card, example, experiment.data.option_seed) for example in examples]
         rows = [{"task": task, "input": r.input, "references": r.references} for r in rendered]
         rows = [{**row, "options": r.options} if r.options else row for row, r in zip(rows, rendered)]
     for name in dict.fromkeys(row.get("task", task) for row in rows):
         if name is not None and made is None:
             _check_instructions(name)  # a mistake is told before the model is loaded
     made = made or predictor(experiment, checkpoint_path, **keeping)
+    if input is None and not cards.cut_at_end(card):
+        fitted = (_fitted(made, card, example, r.options) for example, r in zip(examples, rendered))
+        rows = [{**row, "input": text} for row, text in zip(rows, fitted)]
     count = infer.infer(made, rows, output, task=task, strategy=experiment.evaluate.strategy)
     if count and made.method.reads_instructions and made.features.instructions:
         print(f"Modules: {made.modules}.", file=sys.stderr)
     return count
+
+
+def _fitted(made: Predictor, card: cards.TaskCard, example: Mapping[str, Any], options: Sequence[str]) -> str:
+    """A rendered input that fits behind the task's instruction, cut as in training: a predictor only sees a text."""
+    v, f = made.vocabulary, made.features
+    before = v.encode(card.instructions[0])[: f.instruction_limit] if f.instruct_inputs else []
+    return wordings.fill(card, "", example, options, v, f.inputs - len(v.join(before, [0])))
 
 
 def _check_instructions(task: str) -> None:
