@@ -13,6 +13,7 @@ import small_model
 import tiny_t5
 from cases import CONFIG
 
+from zeroprompt_jax import config as configs
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.methods.base import Setting
 from zeroprompt_jax.methods.initialisers import SampledVocabulary
@@ -244,15 +245,14 @@ TX = Optimizer("adamw", Schedule(1e-2), weight_decay=0.1)
 
 
 @functools.cache
-def trained(dropout, train_backbone=True):
+def trained(dropout, train_backbone=True, accumulate=1):
     """(first, last, losses): states of a short training on tasks a, b and c, all tasks' slices being there."""
     own = method(dropout=dropout, combine="project", train_backbone=train_backbone)
     tx = TX.build(STEPS, own.banked)
     flat = {**cases.backbone(), **{f"method/{name}": leaf for name, leaf in parameters(own).items()}}
     params, frozen = states.split(flat, own.trainable)
-    rng = np.random.default_rng(0)
     batch = small_model.batch(9, T=7, S=6, vocab=CONFIG.vocab_size) | {"task_ids": ids(own, *"abcabcabc")}
-    step = tiny_t5.jit(make_train_step(CONFIG, own, tx, TX.schedule.build(STEPS), seed=int(rng.integers(9))))
+    step = tiny_t5.jit(make_train_step(CONFIG, own, tx, TX.schedule.build(STEPS), accumulate=accumulate))
     first = states.create(params, tx)
     state, losses = first, []
     for _ in range(STEPS):
@@ -292,6 +292,9 @@ def test_with_every_id_left_out_the_unknown_prompt_alone_trains():
 def test_with_some_left_out_both_do():
     first, last, _ = trained(0.5)
     assert moved(first, last)[0] == set(ids(METHOD, *"abc").ravel().tolist()) | set(range(F))
+    _, again, _ = trained(0.5, accumulate=3)  # which are left out is drawn for the whole batch
+    assert moved(first, again) == moved(first, last)
+    assert max(np.abs(again.params[path] - leaf).max() for path, leaf in last.params.items()) < 1e-4
 
 
 def test_the_backbone_may_stay_frozen():
@@ -307,6 +310,30 @@ def test_prompts_start_from_tokens():
     assert all((table == vector).all(1).any() for vector in np.asarray(made).reshape(-1, D))
     with pytest.raises(UserError, match="SampledVocabulary makes vectors of 16 features; to concatenate, they need 4"):
         method(initialiser=SampledVocabulary(), combine="concatenate").init(jax.random.key(0), setting)
+
+
+VARIANTS = {
+    "factors=()": SoftPrompt(factors=()),
+    "factors=('shared',)": SoftPrompt(factors=("shared",)),
+    "factors=('task',)": SoftPrompt(factors=("task",)),
+    **{f"combine='{combine}'": SoftPrompt(combine=combine) for combine in COMBINE},
+    "unseen='mean'": SoftPrompt(unseen="mean"),
+    "train_backbone=False": SoftPrompt(train_backbone=False),
+}
+
+
+def test_the_variants_that_its_file_tells_of_can_be_configured():
+    files = ["experiments/quickstart.gin", "methods/soft_prompt.gin"]
+    try:
+        for binding, wanted in VARIANTS.items():
+            configs.load(files, [f"methods.SoftPrompt.{binding}"])
+            assert configs.make("Experiment").method == wanted
+        configs.load([files[0], "methods/soft_prompt_composed.gin"], ["Data.instruct_inputs = False"])
+        made = configs.make("Experiment")
+        assert made.method == SoftPrompt(factors=("type", "domain", "labels"))  # and no hard prompt beside it
+        assert not made.data.features().instruct_inputs
+    finally:
+        configs.load()
 
 
 @pytest.mark.parametrize(
