@@ -420,3 +420,32 @@ def test_prompt_tuning_saves_a_prompt_and_leaves_the_backbone(run, home, capsys)
     assert list(checkpoint.saved_shapes(checkpoint.find("prompted"))) == ["method/prompt"]
     start = experiment.build_model(prompted).params["method/prompt"]
     assert not np.array_equal(start, model.params["method/prompt"])
+
+
+@pytest.mark.slow
+def test_soft_prompts_train_with_the_backbone_and_serve_tasks_that_were_not_trained(run, home, capsys):
+    argv = ["--gin_file=toy.gin", "--gin_file=methods/soft_prompt_composed.gin", "--gin.methods.SoftPrompt.dropout=0.5"]
+    argv += ["--gin.Evaluate.control=False", "--gin.Train.eval_every=100"]
+    assert cli.main(["train", *argv, "--gin.TRAIN_STEPS=4", "--gin.MODEL_DIR=soft"]) == 0
+    before = saved(home / "soft")
+    assert {path for path in before if path.startswith("method/")} == {"method/parts"}
+    # Three unknown slices, two types, one domain, two label sets; all of the backbone trains beside them.
+    assert before["method/parts"].shape == (8, 20, 16) and before.keys() - {"method/parts"} == saved(run[0]).keys()
+    wanted = results(home / "soft")
+    assert wanted["unseen_tasks"]["examples"] == wanted["unseen_types"]["examples"] == 6
+
+    scores = {}
+    for unseen in ("unknown", "mean"):  # another start of unseen tasks needs no training, and changes none of it
+        more = [f"--gin.methods.SoftPrompt.unseen={unseen}", f"--output={unseen}"]
+        assert cli.main(["eval", "--model_dir=soft", *more]) == 0
+        scores[unseen] = json.loads((home / unseen / "results.json").read_text())
+    assert scores["unknown"]["losses"] == pytest.approx(wanted["losses"], abs=1e-5)
+    assert scores["mean"]["losses"]["unseen_types"] != pytest.approx(wanted["losses"]["unseen_types"], abs=1e-4)
+    assert same(saved(home / "soft"), before)
+
+    config.load([str(home / "soft" / "config.gin")], ["methods.SoftPrompt.unseen = 'mean'"])
+    made = config.make("Experiment")
+    answers = experiment.predictor(dataclasses.replace(made, train=dataclasses.replace(made.train, model_dir="soft")))
+    rows = [answers.score(["101"], [["True", "False"]], task)[0] for task in ("toy_odd", "toy_first", "toy_parity", None)]
+    assert all(np.isfinite(row).all() for row in rows) and len({tuple(row) for row in rows}) == 4
+    capsys.readouterr()

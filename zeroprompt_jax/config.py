@@ -38,6 +38,7 @@ CONFIGURABLES = {
     "Beam": "zeroprompt_jax.models.decoding:Beam",
     "methods.Full": "zeroprompt_jax.methods.full:Full",
     "methods.Prompt": "zeroprompt_jax.methods.prompt:Prompt",
+    "methods.SoftPrompt": "zeroprompt_jax.methods.soft_prompt:SoftPrompt",
     "methods.Prefix": "zeroprompt_jax.methods.prefix:Prefix",
     "methods.Adapter": "zeroprompt_jax.methods.adapter:Adapter",
     "methods.LoRA": "zeroprompt_jax.methods.lora:LoRA",

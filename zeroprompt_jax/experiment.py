@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import re
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import tqdm
 
-from zeroprompt_jax.data import cards
+from zeroprompt_jax.data import cards, seqio_bridge, wordings
 from zeroprompt_jax.data.pipeline import Data
 from zeroprompt_jax.data.store import Store
 from zeroprompt_jax.data.vocabulary import Vocabulary, load_vocabulary
@@ -26,6 +28,7 @@ from zeroprompt_jax.methods import initialisers
 from zeroprompt_jax.methods.bank import Bank
 from zeroprompt_jax.methods.base import Method, Run, Setting
 from zeroprompt_jax.methods.full import Full
+from zeroprompt_jax.methods.soft_prompt import SoftPrompt
 from zeroprompt_jax.models import t5
 from zeroprompt_jax.models.t5 import T5Config
 from zeroprompt_jax.training import checkpoint, partitioning, state as states, task_file
@@ -114,14 +117,18 @@ def build_model(experiment: Experiment, trained: bool = False) -> Model:
 
 def setting_of(experiment: Experiment) -> Setting:
     """What the method's initialisers may read, the backbone's parameters excepted."""
-    if not isinstance(experiment.method, Bank):
+    if not isinstance(experiment.method, (Bank, SoftPrompt)):
         return Setting(experiment.model)
     tasks = tuple(experiment.data.training())
+    asked = ()
+    if isinstance(experiment.method, SoftPrompt):  # also of tasks that it was not trained on
+        asked = dict.fromkeys((*tasks, *itertools.chain(*experiment.data.groups().values()), *cards.task_names()))
     return Setting(
         experiment.model,
         tasks,
         encode=load_vocabulary(experiment.data.vocabulary).encode,
         labels={task: cards.card(task).options for task in tasks if cards.is_task(task)},
+        facts={task: seqio_bridge.facts(task) for task in asked},
         run=_trained,
     )
 
@@ -143,11 +150,9 @@ def _trained(path: str) -> Run:
     return Run({k.removeprefix("method/"): v for k, v in flat.items() if k.startswith("method/")}, tasks)
 
 
-def task_ids(experiment: Experiment) -> dict[str, int] | None:
-    """Training task to its place in the method's banks; None where the method keeps nothing per task."""
-    if not experiment.method.per_task:
-        return None
-    return {task: place for place, task in enumerate(experiment.data.training())}
+def task_ids(experiment: Experiment) -> Mapping[str, Any] | None:
+    """Task to its place, or places, in the method's banks; None where the method keeps nothing per task."""
+    return experiment.method.places(_setting(experiment)) if experiment.method.per_task else None
 
 
 def restore(experiment: Experiment, path: str | None = None) -> Model:
@@ -155,6 +160,8 @@ def restore(experiment: Experiment, path: str | None = None) -> Model:
     model = build_model(experiment, trained=True)
     where = path or experiment.train.model_dir
     model.params = checkpoint.load_params(where, model.params)
+    made = states.flatten({"method": experiment.method.extend(model.variables["method"], _setting(experiment))})
+    model.params |= {path: leaf for path, leaf in made.items() if path in model.params}
     return model
 
 
@@ -257,7 +264,9 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
             f"the encoder's tokens and {fill['decoder']:.1%} of the decoder's are not padding."
         )
 
-    checkpointer = checkpoint.Checkpointer(settings.model_dir, settings.keep, task_ids(experiment) or ())
+    places = task_ids(experiment)
+    trained_tasks = list(experiment.data.training())  # the first in the store, in this order
+    checkpointer = checkpoint.Checkpointer(settings.model_dir, settings.keep, () if places is None else trained_tasks)
     model = build_model(experiment, trained=checkpointer.latest() is not None)
     mesh = model.mesh
     tx, step = _train_step(
@@ -293,6 +302,7 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
 
     def scores(state: State, settings: Evaluate, progress: bool, predictions: Path | None = None) -> Evaluation:
         variables = states.unflatten(state.params, model.frozen)
+        variables["method"] = experiment.method.extend(variables["method"], _setting(experiment))
         with _bar("evaluate", progress) as tell:
             return evaluate(
                 variables,
@@ -307,10 +317,17 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
                 mesh,
                 tell,
                 predictions,
-                task_ids(experiment),
+                places,
                 experiment.data.training(),
             )
 
+    def make_batch(n: int) -> Any:
+        batch = stream.batch(n, mine)
+        if places is not None:
+            batch["task_ids"] = places_of[batch["task_ids"]]
+        return partitioning.put_batch(batch, sharding)
+
+    places_of = None if places is None else np.array([places[task] for task in trained_tasks], np.int32)
     during = dataclasses.replace(experiment.evaluate, control=False)
     sharding = partitioning.batch_sharding(mesh)
     mine = partitioning.local_rows(sharding, settings.batch_size)
@@ -322,7 +339,7 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
                 state,
                 model.frozen,
                 step,
-                lambda n: partitioning.put_batch(stream.batch(n, mine), sharding),
+                make_batch,
                 checkpointer,
                 metrics,
                 record=record,
@@ -392,7 +409,7 @@ def evaluate_run(
             model.mesh,
             tell,
             folder / "predictions.jsonl",
-            task_ids(experiment),
+            task_ids(dataclasses.replace(experiment, data=data)),
             experiment.data.training(),
         )
     if not partitioning.is_first():
@@ -453,17 +470,28 @@ def infer_run(
         card, source = cards.card(task), cards.source(task)
         if split not in source.splits:
             raise unknown(f"split of task '{task}'", split, source.splits)
-        rendered = [cards.render(card, example) for example in source.examples(split)]
+        examples = list(source.examples(split))
+        rendered = [cards.render(card, example, experiment.data.option_seed) for example in examples]
         rows = [{"task": task, "input": r.input, "references": r.references} for r in rendered]
         rows = [{**row, "options": r.options} if r.options else row for row, r in zip(rows, rendered)]
     for name in dict.fromkeys(row.get("task", task) for row in rows):
         if name is not None and made is None:
             _check_instructions(name)  # a mistake is told before the model is loaded
     made = made or predictor(experiment, checkpoint_path, **keeping)
+    if input is None and not cards.cut_at_end(card):
+        fitted = (_fitted(made, card, example, r.options) for example, r in zip(examples, rendered))
+        rows = [{**row, "input": text} for row, text in zip(rows, fitted)]
     count = infer.infer(made, rows, output, task=task, strategy=experiment.evaluate.strategy)
     if count and made.method.reads_instructions and made.features.instructions:
         print(f"Modules: {made.modules}.", file=sys.stderr)
     return count
+
+
+def _fitted(made: Predictor, card: cards.TaskCard, example: Mapping[str, Any], options: Sequence[str]) -> str:
+    """A rendered input that fits behind the task's instruction, cut as in training: a predictor only sees a text."""
+    v, f = made.vocabulary, made.features
+    before = v.encode(card.instructions[0])[: f.instruction_limit] if f.instruct_inputs else []
+    return wordings.fill(card, "", example, options, v, f.inputs - len(v.join(before, [0])))
 
 
 def _check_instructions(task: str) -> None:

@@ -20,6 +20,7 @@ from zeroprompt_jax.methods.ia3 import IA3
 from zeroprompt_jax.methods.lora import LoRA
 from zeroprompt_jax.methods.prefix import Prefix
 from zeroprompt_jax.methods.prompt import Prompt
+from zeroprompt_jax.methods.soft_prompt import SoftPrompt
 from zeroprompt_jax.models import t5
 from zeroprompt_jax.models.conditioning import describe
 from zeroprompt_jax.training import state as states
@@ -132,7 +133,7 @@ def test_incremental_decoding_gives_the_teacher_forced_logits(name):
 
 def test_every_method_and_initialiser_can_be_configured():
     listed = {configs._resolve(name) for name in configs.CONFIGURABLES if name.startswith(("methods.", "initialisers."))}
-    assert listed == {Full, Hint, Hypter, *map(type, METHODS.values()), *initialisers.Initialiser.__subclasses__()}
+    assert listed == {Full, Hint, Hypter, SoftPrompt, *map(type, METHODS.values()), *initialisers.Initialiser.__subclasses__()}
 
 
 def test_a_methods_file_given_after_an_experiments_decides(tmp_path):
@@ -157,4 +158,4 @@ def test_a_methods_file_given_after_an_experiments_decides(tmp_path):
             jax.eval_shape(experiment.optimizer.build(experiment.train.steps, experiment.method.banked).init, trained)
     finally:
         configs.load()
-    assert made == {Full, Hint, Hypter, *map(type, METHODS.values())}
+    assert made == {Full, Hint, Hypter, SoftPrompt, *map(type, METHODS.values())}

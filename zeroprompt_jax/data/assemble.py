@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from zeroprompt_jax.data.shards import ragged_positions
-from zeroprompt_jax.data.store import OWN, Store
+from zeroprompt_jax.data.store import CUTS, OWN, Store
 from zeroprompt_jax.data.vocabulary import EOS_ID, Vocabulary
 from zeroprompt_jax.errors import UserError
 
@@ -19,7 +19,8 @@ class Features:
     """Token lengths of a batch, EOS included.
 
     Attributes:
-      inputs: T, of the encoder's input: instruction, input, EOS. Only the input is ever cut to fit.
+      inputs: T, of the encoder's input: instruction, input, EOS. Only the input is ever cut to fit, and of it only what
+        its task's template has from the example: neither the template's own text nor the listed options.
       targets: S, of the decoder. A longer target is cut and then has no EOS, so that nothing teaches to stop early.
       instructions: U, of `instruction_tokens`, the instruction and EOS alone; 0 leaves them out.
       instruction_limit: cut instructions to so many tokens; with None one that does not fit is an error.
@@ -98,6 +99,7 @@ class Assembler:
         self.wordings = _Wordings(wordings, features.instruction_limit)
         self._own_N = np.array([store.brings_own(t) for t in tasks], bool)
         self.brings_own = tuple(t for t, own in zip(tasks, self._own_N) if own)
+        self._cuts_N = np.array([store.has_cuts(t) for t in tasks], bool)
         self._check(tasks)
 
     def _check(self, tasks: Sequence[str]) -> None:
@@ -114,6 +116,16 @@ class Assembler:
                 raise UserError(
                     f"Feature length inputs={f.inputs} is too short for task '{tasks[i]}': its longest instruction has "
                     f"{longest_N[i]} tokens, which leaves {max(room_N[i], 0)} for the input.{cut}"
+                )
+        for i in np.flatnonzero(self._cuts_N):
+            whole_E = self.store.lengths(tasks[i], self.split, "inputs")
+            kept_E = self._kept(np.full(len(whole_E), self.ids_N[i]), np.arange(len(whole_E)))
+            room = room_N[i] if f.instruct_inputs else f.inputs - 1
+            if (short_E := np.minimum(kept_E + _LEAST_INPUT, whole_E) > room).any():
+                raise UserError(
+                    f"Feature length inputs={f.inputs} is too short for task '{tasks[i]}': what must stay of an input, its "
+                    f"options and the template's text, has {kept_E[short_E].max()} tokens, and instructions leave "
+                    f"{max(room, 0)}.{cut}"
                 )
         if f.instructions and not f.instruction_limit:
             for i in np.flatnonzero(longest_N + 1 > f.instructions):
@@ -134,7 +146,7 @@ class Assembler:
             instruction_E += own_E if f.instruction_limit is None else np.minimum(own_E, f.instruction_limit)
         _, start_E = self._starts(instruction_E)
         inputs_E = self.store.gather_lengths(ids_E, self.split, example_E, "inputs")
-        inputs_E = np.minimum(inputs_E, self._room(start_E, limit))
+        inputs_E = np.minimum(inputs_E, self._room(start_E, limit, ids_E, example_E))
         separated_E = (start_E > 0) * len(self.separator)
         targets_E = self.store.gather_lengths(ids_E, self.split, example_E, "targets")
         encoder_E = np.where(inputs_E > 0, start_E + inputs_E, start_E - separated_E) + 1
@@ -166,10 +178,36 @@ class Assembler:
         _fill(made, starts_E, own, own_E)
         return made, made_E
 
-    def _room(self, start_E: np.ndarray, limit: int | None) -> np.ndarray:
+    def _room(self, start_E: np.ndarray, limit: int | None, ids_E: np.ndarray, example_E: np.ndarray) -> np.ndarray:
         """Most tokens [E] of the input that are kept."""
         room_E = self.features.inputs - 1 - start_E
-        return room_E if limit is None else np.minimum(room_E, np.maximum(limit - 1 - start_E, _LEAST_INPUT))
+        if limit is None:
+            return room_E
+        return np.minimum(room_E, np.maximum(limit - 1 - start_E, _LEAST_INPUT + self._kept(ids_E, example_E)))
+
+    def _kept(self, ids_E: np.ndarray, example_E: np.ndarray) -> np.ndarray:
+        """Tokens [E] of the input that must not be cut."""
+        if not self._cuts_N.any() or not len(ids_E):
+            return np.zeros(len(ids_E), np.int64)
+        cuts, counts_E = self.store.gather(ids_E, self.split, example_E, CUTS)
+        owner = np.repeat(np.arange(len(ids_E)), counts_E // 2)
+        free_E = np.bincount(owner, cuts[1::2] - cuts[::2], len(ids_E)).astype(np.int64)
+        whole_E = self.store.gather_lengths(ids_E, self.split, example_E, "inputs")
+        return np.where(counts_E > 0, whole_E - free_E, 0)
+
+    def _inputs(self, ids_E: np.ndarray, example_E: np.ndarray, room_E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(flat ids, lengths [E]) of the inputs, each cut to `room_E`."""
+        if not self._cuts_N.any():
+            return self.store.gather(ids_E, self.split, example_E, "inputs", room_E)
+        whole_E = self.store.gather_lengths(ids_E, self.split, example_E, "inputs")
+        cuts, counts_E = self.store.gather(ids_E, self.split, example_E, CUTS)
+        apart_E = (whole_E > room_E) & (counts_E > 0)
+        flat, lengths_E = self.store.gather(ids_E, self.split, example_E, "inputs", np.where(apart_E, whole_E, room_E))
+        kept, ends_E, cut_ends_E = np.ones(len(flat), bool), np.cumsum(lengths_E), np.cumsum(counts_E)
+        for e in np.flatnonzero(apart_E):
+            mine = kept[ends_E[e] - lengths_E[e] : ends_E[e]]
+            _cut(mine, cuts[cut_ends_E[e] - counts_E[e] : cut_ends_E[e]].reshape(-1, 2), room_E[e])
+        return flat[kept], np.where(apart_E, room_E, lengths_E)
 
     def batch(
         self,
@@ -212,7 +250,7 @@ class Assembler:
         if not f.instruct_inputs:
             flat = flat[:0]
         lengths_E, start_E = self._starts(lengths_E)
-        inputs, inputs_E = self.store.gather(ids_E, self.split, example_E, "inputs", self._room(start_E, limit))
+        inputs, inputs_E = self._inputs(ids_E, example_E, self._room(start_E, limit, ids_E, example_E))
         targets, targets_E = self.store.gather(ids_E, self.split, example_E, "targets", S)
         if packing is None:
             at_E, to_E = np.arange(E) * T, np.arange(E) * S
@@ -259,6 +297,14 @@ class Assembler:
             "decoder_loss_weights": weights_BS,
             **extra,
         }
+
+
+def _cut(kept: np.ndarray, spans: np.ndarray, room: int) -> None:
+    """Marks so many tokens as not kept that `room` are left: the ends of spans, the longest first."""
+    for start, end in spans[np.argsort(spans[:, 0] - spans[:, 1], kind="stable")]:
+        over = min(int(kept.sum()) - room, end - start)
+        kept[end - max(over, 0) : end] = False
+    kept[np.flatnonzero(kept)[room:]] = False  # the control's foreign instruction may be longer than any of its own
 
 
 def _fill(out: np.ndarray, at_E: np.ndarray, flat: np.ndarray, lengths_E: np.ndarray) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import tqdm
 
 from zeroprompt_jax.data.shards import checksum, write_durably, write_shard
-from zeroprompt_jax.data.store import FORMAT, INDEX, OWN, Store, open_store, read_index
+from zeroprompt_jax.data.store import CUTS, FORMAT, INDEX, OWN, Store, open_store, read_index
 from zeroprompt_jax.data.tokenise import Recipe, find, fingerprint
 from zeroprompt_jax.data.vocabulary import Vocabulary
 from zeroprompt_jax.data.workers import Job, processors, tokenise_all
@@ -41,6 +41,7 @@ def build(
     splits: Sequence[str] = ("train", "test"),
     max_per_label: int | None = None,
     unknown_targets: str = "error",
+    option_seed: int | None = None,
     progress: bool = True,
     modules: Sequence[str] = (),
     workers: int | None = None,
@@ -62,6 +63,7 @@ def build(
       unknown_targets: what to do with a target that holds text outside the vocabulary: `error`; `drop` leaves such
         examples out of `train` (never of what is evaluated); `keep` keeps the unknown token in them, as T5's published
         models did.
+      option_seed: of the order in which each example lists its answer options; None keeps the card's or the source's.
       progress: show a bar.
       modules: what worker processes import to find tasks that cannot be sent to them; without it, such tasks are
         tokenised in this process.
@@ -73,7 +75,7 @@ def build(
       UserError: unknown task, an example that does not fit its card, an empty target, a target outside the vocabulary,
         no examples at all, a directory of another vocabulary, a full disk.
     """
-    recipe = Recipe(tuple(splits), dict(max_examples or {}), max_per_label, unknown_targets)
+    recipe = Recipe(tuple(splits), dict(max_examples or {}), max_per_label, unknown_targets, option_seed)
     tasks = list(dict.fromkeys(tasks))
     if not tasks:
         raise UserError(f"Cache {directory}: no tasks were given.")
@@ -149,7 +151,7 @@ class _Writer:
 
     def _reset(self):
         self._tasks, self._prints, self._bytes = [], {}, 0
-        self._parts = {c: ([], []) for c in ("inputs", "targets", "extra", "instructions", OWN)}
+        self._parts = {c: ([], []) for c in ("inputs", "targets", "extra", "instructions", OWN, CUTS)}
         self._examples = self._instructions = 0
         self._opened = time.monotonic()
 
@@ -167,16 +169,16 @@ class _Writer:
                 "splits": splits,
                 "instructions": [self._instructions, trained, held_out],
                 "notes": tokenised["notes"],
-                **({OWN: True} if OWN in tokenised["columns"] else {}),
+                **{column: True for column in (OWN, CUTS) if column in tokenised["columns"]},
             }
         )
         self._instructions += trained + held_out
         self._prints[name] = fingerprint
-        if OWN not in tokenised["columns"]:
-            self._parts[OWN][1].append(np.zeros(sum(tokenised["counts"].values()), np.int64))
+        for column in {OWN, CUTS} - tokenised["columns"].keys():
+            self._parts[column][1].append(np.zeros(sum(tokenised["counts"].values()), np.int64))
         for column, pieces in tokenised["columns"].items():
             for flat, lengths in pieces:
-                flat = flat if column == "extra" else flat.astype(self._dtype)
+                flat = flat if column in ("extra", CUTS) else flat.astype(self._dtype)
                 self._parts[column][0].append(flat)
                 self._parts[column][1].append(lengths)
                 self._bytes += flat.nbytes
@@ -188,7 +190,7 @@ class _Writer:
         if not self._tasks:
             return
         file = f"{uuid.uuid4().hex[:12]}.shard"
-        parts = {c: p for c, p in self._parts.items() if p[0]}  # most shards have no example with its own instruction
+        parts = {c: p for c, p in self._parts.items() if p[0]}  # most shards have none of OWN and CUTS
         columns = {c: (np.concatenate(flat), np.concatenate(lengths)) for c, (flat, lengths) in parts.items()}
         self._index["shards"][file] = write_shard(self._directory / file, self._tasks, columns)
         self._index["tasks"] |= dict.fromkeys(self._prints, file)

@@ -1,6 +1,8 @@
 """Task cards: what a prompted task says about itself, and the registry of tasks and mixtures. Plain Python."""
 
 import dataclasses
+import functools
+import hashlib
 import itertools
 import re
 import string
@@ -116,27 +118,63 @@ def check(card: TaskCard) -> None:
             bad(field, f"{getattr(card, field)!r} has an unnamed field; write {{input}}, not {{}}")
 
 
+OPTIONS = "options"  # the field of the listed options
+
+
+@functools.lru_cache(maxsize=1024)
+def parts(template: str) -> tuple[tuple[str, str], ...]:
+    """A template in parts: ('', text) as it stands, and (field, its format) to be filled."""
+    out = []
+    for text, field, spec, conversion in string.Formatter().parse(template):
+        if text:
+            out.append(("", text))
+        if field is not None:
+            how = (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+            out.append((field, f"{{{field}{how}}}"))
+    return tuple(out)
+
+
+def is_input(field: str) -> bool:
+    """Whether a part of a template is input, which may be cut, and neither its own text nor the listed options."""
+    return field not in ("", OPTIONS)
+
+
+def cut_at_end(card: TaskCard) -> bool:
+    """Whether a rendered input is cut at its end: it ends in its only field, and lists no options."""
+    fields = [field for field, _ in parts(card.input_template)]
+    return is_input(fields[-1]) and len([field for field in fields if field]) == 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Rendered:
     """One example as text: what follows the instruction, the answer, all acceptable answers, the answer options, and the
-    instruction of its own."""
+    instruction of its own. cuts: (start, end) of the fields in `input`, in characters; only these may be cut."""
 
     input: str
     target: str
     references: tuple[str, ...]
     options: tuple[str, ...]
     instruction: str = ""
+    cuts: tuple[tuple[int, int], ...] = dataclasses.field(default=(), compare=False)
 
 
-def render(card: TaskCard, example: Mapping[str, Any]) -> Rendered:
+def render(card: TaskCard, example: Mapping[str, Any], option_seed: int | None = None) -> Rendered:
     """Fills the card's templates from one example. The instruction is not part of the result: it is kept apart so that
-    one cached example serves every wording, and a hypernetwork can read it alone."""
-    options = tuple(str(o) for o in example.get("options", card.options))
-    if "options" in example and len(options) < 2:
+    one cached example serves every wording, and a hypernetwork can read it alone.
+
+    option_seed: lists the options in an order drawn by this seed, the task and the input: neither the order in which the
+    source has them nor the answer has a part in it. None keeps the source's order."""
+    options = tuple(str(o) for o in example.get(OPTIONS, card.options))
+    if OPTIONS in example and len(options) < 2:
         raise UserError(f"Task '{card.name}': an example lists {len(options)} answer options; it needs at least two.")
-    fields = {**example, "options": "; ".join(options)}
+    pieces, fields = parts(card.input_template), dict(example)
     try:
-        text = card.input_template.format(**fields)
+        texts = [text if field == OPTIONS or not field else text.format(**fields) for field, text in pieces]
+        if option_seed is not None:
+            told = "\n".join(text for (field, _), text in zip(pieces, texts) if is_input(field))
+            options = _shuffled(options, f"{option_seed}/{card.name}/{told}")
+        fields[OPTIONS] = "; ".join(options)
+        texts = [text.format(**fields) if field == OPTIONS else text for (field, _), text in zip(pieces, texts)]
         target = card.target_template.format(**fields)
     except KeyError as e:
         have = ", ".join(sorted(map(str, example)))
@@ -144,7 +182,13 @@ def render(card: TaskCard, example: Mapping[str, Any]) -> Rendered:
     references = tuple(str(r) for r in example.get("references", ())) or (target,)
     if options and target not in options:
         raise UserError(f"Task '{card.name}': the target '{target}' is not among its options {', '.join(options)}.")
-    return Rendered(text, target, references, options, str(example.get("instruction", "")))
+    ends = list(itertools.accumulate(map(len, texts)))
+    cuts = tuple((end - len(text), end) for (field, _), text, end in zip(pieces, texts, ends) if is_input(field))
+    return Rendered("".join(texts), target, references, options, str(example.get("instruction", "")), cuts)
+
+
+def _shuffled(options: Sequence[str], key: str) -> tuple[str, ...]:
+    return tuple(sorted(options, key=lambda o: hashlib.blake2b(f"{key}/{o}".encode(), digest_size=8).digest()))
 
 
 _TASKS: dict[str, tuple[TaskCard, Source]] = {}

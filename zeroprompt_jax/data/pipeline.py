@@ -34,6 +34,7 @@ class Data:
       max_train_examples, max_test_examples: per task, the first ones; the latter also of `validation`.
       max_examples_per_label: per task and answer, the first ones; for `train` only. Answers are told apart by their
         text, so of free text it leaves out repeated answers alone.
+      option_seed: lists each example's answer options in an order drawn by this seed and the example; None keeps theirs.
       instruct_inputs: whether the encoder's input begins with the instruction; False for methods that read it apart.
       instruction_limit: longer instructions are cut to so many tokens; with None they are an error.
       unknown_targets: error, drop or keep answers with text outside the vocabulary.
@@ -58,6 +59,7 @@ class Data:
     max_train_examples: int | None = None
     max_test_examples: int | None = None
     max_examples_per_label: int | None = None
+    option_seed: int | None = None
     instruct_inputs: bool = True
     instruction_limit: int | None = None
     unknown_targets: str = "error"
@@ -120,6 +122,7 @@ class Data:
             max_examples={split: n for split, n in limits.items() if n is not None},
             max_per_label=self.max_examples_per_label,
             unknown_targets=self.unknown_targets,
+            option_seed=self.option_seed,
             modules=[m for m in self.modules if isinstance(m, str)],
             engine=engine,
             progress=progress,

@@ -126,6 +126,18 @@ def type_of(name: str) -> str:
     return cards.card(name).type if cards.is_task(name) else TYPE
 
 
+def facts(name: str) -> dict[str, str]:
+    """What a task shares with others: `type`, `domain`, `family` and `labels`, its options as one text, sorted. Of a task
+    that only seqio knows, what its card gets."""
+    card = cards.card(name) if cards.is_task(name) else TaskCard(name, TYPE, ("",))
+    return {
+        "type": card.type,
+        "domain": card.domain,
+        "family": card.family,
+        "labels": "\n".join(sorted(card.options)),
+    }
+
+
 def mixture_from_seqio(name: str) -> dict[str, float]:
     """Task names and rates of a SeqIO mixture, sub-mixtures and rate functions resolved as SeqIO does.
 

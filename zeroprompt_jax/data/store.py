@@ -15,6 +15,7 @@ from zeroprompt_jax.errors import UserError, unknown
 FORMAT = 1
 INDEX = "index.json"
 OWN = "own_instructions"  # the column of what examples bring themselves; a shard without such examples lacks it
+CUTS = "cuts"  # the column of where inputs may be cut; a shard whose inputs are all cut at their end lacks it
 
 
 def read_index(directory: pathlib.Path) -> dict[str, Any] | None:
@@ -39,7 +40,8 @@ class Store:
 
     A task's id is its place in `tasks`. Splits hold examples 0 … size - 1, each with the columns `inputs` and
     `targets`: token ids without EOS, the instruction not among them; and `own_instructions` where the examples bring an
-    instruction each, in place of the task's wordings.
+    instruction each, in place of the task's wordings. Where not all of an input may be cut, `cuts` has the start and end
+    of each part that may, in tokens of `inputs`.
 
     Attributes:
       directory: where it lies.
@@ -96,6 +98,10 @@ class Store:
         """Whether the task's examples bring an instruction each."""
         return self._described[self.task_id(name)].get(OWN, False)
 
+    def has_cuts(self, name: str) -> bool:
+        """Whether the task's inputs are not cut at their end."""
+        return self._described[self.task_id(name)].get(CUTS, False)
+
     def size(self, name: str, split: str = "train") -> int:
         """Number of examples; 0 for a split the task does not have."""
         i = self.task_id(name)
@@ -131,7 +137,7 @@ class Store:
         return self._first[split][task_ids_N] + example_ids_N
 
     def gather_lengths(self, task_ids_N: np.ndarray, split: str, example_ids_N: np.ndarray, column: str) -> np.ndarray:
-        """Lengths [N] int64 of the given examples' `inputs`, `targets` or `own_instructions`."""
+        """Lengths [N] int64 of the given examples' `inputs`, `targets`, `own_instructions` or `cuts`."""
         rows_N = self._rows(task_ids_N, split, example_ids_N)
         lengths_N = np.zeros(len(rows_N), np.int64)
         for shard, here in self._by_shard(task_ids_N):
@@ -152,7 +158,7 @@ class Store:
           task_ids_N: places in `tasks`.
           split: which split.
           example_ids_N: numbers of the examples within their tasks' split.
-          column: `inputs`, `targets` or `own_instructions`.
+          column: `inputs`, `targets`, `own_instructions` or `cuts`.
           limits_N: read at most so many ids of each.
 
         Returns:

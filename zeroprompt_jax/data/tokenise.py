@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from zeroprompt_jax.data import cards
-from zeroprompt_jax.data.store import FORMAT, OWN
+from zeroprompt_jax.data.store import CUTS, FORMAT, OWN
 from zeroprompt_jax.data.vocabulary import UNK_ID, Vocabulary
 from zeroprompt_jax.errors import UserError, unknown
 
@@ -30,6 +30,7 @@ class Recipe:
     max_examples: Mapping[str, int] = dataclasses.field(default_factory=dict)
     max_per_label: int | None = None
     unknown_targets: str = "error"
+    option_seed: int | None = None
 
     def __post_init__(self):
         for split in (*self.splits, *self.max_examples):
@@ -58,6 +59,8 @@ def fingerprint(card: cards.TaskCard, source: cards.Source, vocabulary: Vocabula
     what += [caps, recipe.unknown_targets]
     # Appended only where it is set: stores made before there was such a cap stay valid.
     what += [] if recipe.max_per_label is None else [recipe.max_per_label]
+    what += [] if recipe.option_seed is None else [{"option_seed": recipe.option_seed}]
+    what += [] if cards.cut_at_end(card) else [CUTS]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -66,12 +69,13 @@ def tokenise(card: cards.TaskCard, source: cards.Source, vocabulary: Vocabulary,
 
     Returns:
       `card` as a dict, `counts` of examples per split, `columns`: name to pieces of (flat values, row lengths), with
-      `own_instructions` where examples bring their own, `instruction_counts` (training, held out) and `notes`.
+      `own_instructions` where examples bring their own, `cuts` where inputs are not cut at their end,
+      `instruction_counts` (training, held out) and `notes`.
 
     Raises:
       UserError: an example that does not fit the card, an empty target, a target outside the vocabulary, no examples.
     """
-    columns: dict[str, list] = {c: [] for c in ("inputs", "targets", "extra", "instructions", OWN)}
+    columns: dict[str, list] = {c: [] for c in ("inputs", "targets", "extra", "instructions", OWN, CUTS)}
     counts, notes = {}, {"dropped": 0, "unknown_targets": 0, "unknown_inputs": 0}
     for split in recipe.splits:
         if split not in source.splits:
@@ -81,6 +85,8 @@ def tokenise(card: cards.TaskCard, source: cards.Source, vocabulary: Vocabulary,
         inputs = _ids(vocabulary, [r.input for r in rendered], [e.get("input_ids") for e in examples])
         targets = _ids(vocabulary, [r.target for r in rendered], [e.get("target_ids") for e in examples])
         own = _ids(vocabulary, [r.instruction for r in rendered], [e.get("instruction_ids") for e in examples])
+        whole = cards.cut_at_end(card) or any(e.get("input_ids") is not None for e in examples)
+        cuts = _cuts(vocabulary, [] if whole else rendered, *inputs)
         _check_targets(card, vocabulary, rendered, targets[1])
         bad = _rows_with_unknown(targets)
         notes["unknown_targets"] += int(bad.sum())
@@ -93,13 +99,14 @@ def tokenise(card: cards.TaskCard, source: cards.Source, vocabulary: Vocabulary,
                 f"{text[:80]!r}; use a vocabulary that has it, or unknown_targets='drop' or 'keep'."
             )
         if recipe.unknown_targets == "drop" and split == "train":
-            inputs, targets, own = _select(inputs, ~bad), _select(targets, ~bad), _select(own, ~bad)
+            inputs, targets, own, cuts = (_select(column, ~bad) for column in (inputs, targets, own, cuts))
             rendered = [r for r, b in zip(rendered, bad, strict=True) if not b]
             notes["dropped"] += int(bad.sum())
         counts[split] = len(rendered)
         columns["inputs"].append(inputs)
         columns["targets"].append(targets)
         columns[OWN].append(own)
+        columns[CUTS].append(cuts)
         columns["extra"].append(_extras([] if split == "train" else rendered, len(rendered)))
     if not sum(counts.values()):
         why = f" ({notes['dropped']} were dropped for text outside the vocabulary)" if notes["dropped"] else ""
@@ -110,6 +117,8 @@ def tokenise(card: cards.TaskCard, source: cards.Source, vocabulary: Vocabulary,
         del columns[OWN]
     elif any(wordings):
         raise UserError(f"Task '{card.name}': its examples bring their own instructions, so its one wording must be empty.")
+    if not any(len(flat) for flat, _ in columns[CUTS]):
+        del columns[CUTS]
     return {
         "card": dataclasses.asdict(card),
         "counts": counts,
@@ -127,7 +136,7 @@ def _kept(card, source, split: str, recipe: Recipe) -> list[tuple[Mapping[str, A
     if cap == 0:
         return kept
     for example in source.examples(split):
-        rendered = _render(card, example)
+        rendered = _render(card, example, recipe.option_seed)
         if per_label is not None:
             if labels[rendered.target] == per_label:
                 continue
@@ -140,9 +149,9 @@ def _kept(card, source, split: str, recipe: Recipe) -> list[tuple[Mapping[str, A
     return kept
 
 
-def _render(card: cards.TaskCard, example: Mapping[str, Any]) -> cards.Rendered:
+def _render(card: cards.TaskCard, example: Mapping[str, Any], option_seed: int | None) -> cards.Rendered:
     try:
-        return cards.render(card, example)
+        return cards.render(card, example, option_seed)
     except (AttributeError, IndexError, TypeError, ValueError) as e:
         if isinstance(e, UserError):
             raise
@@ -154,6 +163,26 @@ def _ids(vocabulary: Vocabulary, texts: list[str], given: list) -> tuple[np.ndar
         return vocabulary.encode_ragged(texts)
     rows = [np.asarray(g, np.int32) for g in given]
     return np.concatenate(rows), np.array([len(r) for r in rows], np.int64)
+
+
+def _cuts(
+    vocabulary: Vocabulary, rendered: list[cards.Rendered], flat: np.ndarray, lengths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where inputs may be cut, as spans of their token ids: rows of start, end, start, end, …, empty where `rendered` is.
+    A token that a field shares with the text behind it stays with that text."""
+    if not rendered:
+        return np.zeros(0, np.int32), np.zeros(len(lengths), np.int64)
+    spans = [r.cuts or ((0, 0),) for r in rendered]
+    begun = [r.input[:place] for r, own in zip(rendered, spans) for span in own for place in span]
+    made, made_lengths = vocabulary.encode_ragged(begun)
+    counts = np.array([2 * len(own) for own in spans], np.int64)
+    starts = np.repeat(np.cumsum(lengths) - lengths, counts)
+    made_starts = np.cumsum(made_lengths) - made_lengths
+    places = np.minimum(made_lengths, np.repeat(lengths, counts)).astype(np.int32)
+    for k, (a, b, n) in enumerate(zip(starts.tolist(), made_starts.tolist(), places.tolist())):
+        same = flat[a : a + n] == made[b : b + n]
+        places[k] = n if same.all() else np.argmin(same)
+    return places, counts
 
 
 def _check_targets(card, vocabulary, rendered, lengths) -> None:

@@ -6,17 +6,15 @@ plain text.
 """
 
 import re
-import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zeroprompt_jax.data.cards import TaskCard
+from zeroprompt_jax.data.cards import OPTIONS, TaskCard, is_input, parts
 from zeroprompt_jax.data.vocabulary import Vocabulary
 from zeroprompt_jax.errors import UserError
 
 _FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
 _MARK = re.compile(r"\bX\d+\b")
-_OPTIONS = "options"
 # As in training, what is fixed must leave so many tokens for the input.
 _LEAST_INPUT = 8
 
@@ -31,14 +29,7 @@ def _parts(card: TaskCard, wording: str) -> list[tuple[str, str]]:
     if placeholders(wording):
         pieces = _FIELD.split(wording)
         return [(piece, f"{{{piece}}}") if i % 2 else ("", piece) for i, piece in enumerate(pieces) if piece]
-    out = [("", f"{wording} ")] if wording else []
-    for text, field, spec, conversion in string.Formatter().parse(card.input_template):
-        if text:
-            out.append(("", text))
-        if field is not None:
-            how = (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
-            out.append((field, f"{{{field}{how}}}"))
-    return out
+    return [("", f"{wording} ")] * bool(wording) + [*parts(card.input_template)]
 
 
 def check(card: TaskCard, wording: str, vocabulary: Vocabulary, limit: int, options: Sequence[str] = ()) -> None:
@@ -46,7 +37,7 @@ def check(card: TaskCard, wording: str, vocabulary: Vocabulary, limit: int, opti
     tokens leave no room for the input in `limit`, or with the listed `options` they do not fit at all."""
     named = {field for field, _ in _parts(card, wording)}
     for field, _ in _parts(card, ""):
-        if field and field != _OPTIONS and field not in named:
+        if is_input(field) and field not in named:
             raise UserError(
                 f"Task '{card.name}': the wording '{wording}' has placeholders but lacks {{{field}}}, so that examples "
                 f"would read the same."
@@ -57,8 +48,8 @@ def check(card: TaskCard, wording: str, vocabulary: Vocabulary, limit: int, opti
             f"Task '{card.name}': the wording '{wording}' has {fixed} tokens, which leaves {max(limit - fixed, 0)} of "
             f"{limit} for the input."
         )
-    texts = ["; ".join(options) if field == _OPTIONS else text for field, text in _parts(card, wording)]
-    whole = "".join(text for (field, _), text in zip(_parts(card, wording), texts) if field in ("", _OPTIONS))
+    texts = ["; ".join(options) if field == OPTIONS else text for field, text in _parts(card, wording)]
+    whole = "".join(text for (field, _), text in zip(_parts(card, wording), texts) if field in ("", OPTIONS))
     if (tokens := len(vocabulary.encode(whole))) > limit:
         raise UserError(
             f"Task '{card.name}': the wording '{wording}' and its options alone have {tokens} tokens, above {limit}."
@@ -79,14 +70,14 @@ def fill(
     Raises:
       UserError: a field that the example lacks, or a wording and options that alone are too long.
     """
-    values = {**example, _OPTIONS: "; ".join(options)}
-    parts = _parts(card, wording)
-    for field, _ in parts:
+    values = {**example, OPTIONS: "; ".join(options)}
+    pieces = _parts(card, wording)
+    for field, _ in pieces:
         if field and field not in values:
             have = ", ".join(sorted(map(str, example)))
             raise UserError(f"Task '{card.name}': the wording names the field '{field}', but its examples have {have}.")
-    texts = [text.format(**values) if field else text for field, text in parts]
-    inputs = [i for i, (field, _) in enumerate(parts) if field not in ("", _OPTIONS)]
+    texts = [text.format(**values) if field else text for field, text in pieces]
+    inputs = [i for i, (field, _) in enumerate(pieces) if is_input(field)]
     while (over := len(vocabulary.encode("".join(texts))) - limit) > 0:
         tokens = {i: vocabulary.encode(texts[i]) for i in inputs}
         longest = max(inputs, key=lambda i: len(tokens[i]))

@@ -135,7 +135,7 @@ def evaluate(
     mesh: jax.sharding.Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
     predictions: str | os.PathLike | None = None,
-    task_ids: Mapping[str, int] | None = None,
+    task_ids: Mapping[str, Any] | None = None,
     trained: Collection[str] | None = None,
 ) -> Evaluation:
     """Evaluates a model on groups of cached tasks. Functions are compiled once per shape and kept between calls.
@@ -153,7 +153,7 @@ def evaluate(
       mesh: rows are spread over it; `variables` must lie on it.
       progress: called with (examples done, examples in all) after every batch, the control's examples included.
       predictions: a JSONL file to write, one line per example.
-      task_ids: task to its place in the method's banks, for a method that keeps something per task.
+      task_ids: task to its place, or places, in the method's banks, for a method that keeps something per task.
       trained: the tasks that the model was trained on, whose labels are counted.
 
     Raises:

@@ -46,7 +46,7 @@ class Predictor:
       features: token lengths; of an input only what follows the instruction is ever cut to fit.
       instructions: task name to its instruction text, as a mapping or a function. A function raises LookupError or
         UserError for a task it does not know.
-      task_ids: task name to its number in training, for methods that keep something per task.
+      task_ids: task name to its place, or places, in the method's banks, for methods that keep something per task.
       batch_size: most rows at a time.
       module_store: for a method that reads instructions, the folder that keeps what it makes of them, one file per task,
         for later processes too; None keeps it in memory.
@@ -62,7 +62,7 @@ class Predictor:
     vocabulary: Any
     features: Features
     instructions: Mapping[str, str] | Callable[[str], str] = dataclasses.field(default_factory=dict)
-    task_ids: Mapping[str, int] | None = None
+    task_ids: Mapping[str, Any] | None = None
     batch_size: int = 64
     module_store: str | None = None
     module_capacity: int | None = None

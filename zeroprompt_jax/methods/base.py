@@ -32,6 +32,8 @@ class Setting:
       backbone: the backbone's parameters, loaded; None where only shapes are wanted.
       encode: text to token ids, without EOS.
       labels: task name to its answer options.
+      facts: task name to what is known of it: `type`, `domain`, `family` and `labels` (its options as one text, in any
+        order the same); also of tasks that are not trained.
       run: reads what the run at a MODEL_DIR trained.
     """
 
@@ -40,6 +42,7 @@ class Setting:
     backbone: Mapping[str, Any] | None = None
     encode: Callable[[str], list[int]] | None = None
     labels: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    facts: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     run: Callable[[str], Run] | None = None
 
     @property
@@ -85,6 +88,21 @@ class Method:
         [..., D], which a map between two models' embeddings carries over."""
         del path
         return False
+
+    def places(self, setting: Setting) -> Mapping[str, Any]:
+        """What `task_ids` says of a task, by name: its place in the banks, or several. Tasks that the method cannot
+        condition are left out."""
+        return {task: place for place, task in enumerate(setting.tasks)}
+
+    def extend(self, params: Mapping[str, Any], setting: Setting) -> Mapping[str, Any]:
+        """The parameters that answer: those that were trained, and what is made of them for tasks that were not."""
+        del setting
+        return params
+
+    def draw(self, batch: Batch, rng: Array) -> Batch:
+        """A training batch with what the method leaves to chance, such as which rows do not tell their task."""
+        del rng
+        return batch
 
     def condition(self, params: Mapping[str, Any], batch: Batch, backbone: Backbone) -> Conditioning:
         """Turns the method's parameters and the batch (task ids, instruction tokens) into conditioning."""

@@ -70,9 +70,11 @@ class Examples:
     gold_E: np.ndarray
 
     @classmethod
-    def of(cls, card: TaskCard, examples: Sequence[Mapping[str, Any]]) -> "Examples":
-        """Raises UserError for an example without options, or no example at all."""
-        rendered = [cards.render(card, example) for example in examples]
+    def of(
+        cls, card: TaskCard, examples: Sequence[Mapping[str, Any]], option_seed: int | None = None
+    ) -> "Examples":
+        """option_seed: as of `cards.render`. Raises UserError for an example without options, or no example at all."""
+        rendered = [cards.render(card, example, option_seed) for example in examples]
         if not rendered:
             raise UserError(f"Task '{card.name}' has no examples to search with.")
         if any(not r.options for r in rendered):
@@ -134,8 +136,9 @@ def search_task(study: PromptSearch, name: str, predictor: Predictor, writer: Wr
     `examples`, `tflop` of the scoring (analytic, padding not counted) and `minutes`, of the whole search by all processes
     that continued it."""
     settings, card, source = study.genetic, cards.card(name), cards.source(name)
-    dev = Examples.of(card, _dev(study, card, source))
-    test = Examples.of(card, [*source.examples("test")][: study.test_examples])
+    seed = study.base.data.option_seed
+    dev = Examples.of(card, _dev(study, card, source), seed)
+    test = Examples.of(card, [*source.examples("test")][: study.test_examples], seed)
     limit = predictor.features.inputs - 1
     listed = max((*dev.options, *test.options), key=lambda own: len(predictor.vocabulary.encode("; ".join(own))))
     first = {

@@ -268,7 +268,8 @@ def _questions(study: RecyclingStudy) -> list[_Question]:
     out = []
     for task in study.base.data.training():
         card = cards.card(task)
-        rendered = [cards.render(card, example) for example in cards.source(task).examples("test")]
+        seed, examples = study.base.data.option_seed, cards.source(task).examples("test")
+        rendered = [cards.render(card, example, seed) for example in examples]
         answers = sorted({r.target for r in rendered})
         for place, r in enumerate(rendered[: study.examples]):
             others = [a for a in answers if a not in r.references]

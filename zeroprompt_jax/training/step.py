@@ -13,6 +13,7 @@ from zeroprompt_jax.models.objectives import cross_entropy
 from zeroprompt_jax.models.t5 import Backbone, T5Config
 from zeroprompt_jax.training.state import Flat, State, unflatten
 
+_DRAW = 2**31  # no micro-batch has this number
 Array = jax.Array
 Metrics = dict[str, Array]
 
@@ -63,7 +64,8 @@ def make_train_step(
     """The function (state, frozen, batch) -> (state, metrics), to be jitted with the state donated.
 
     accumulate: number of micro-batches the batch is cut into, of equal rows; the gradient is that of the whole batch.
-    Dropout's randomness is a function of (seed, step): a resumed run draws what an uninterrupted one would have.
+    Randomness, of dropout and of what a method draws, is a function of (seed, step): a resumed run draws what an
+    uninterrupted one would have.
     """
 
     def loss_sum(params, frozen, batch, rng):
@@ -71,7 +73,9 @@ def make_train_step(
         return sums.loss + sum(extra.values()), (sums, extra)
 
     def train_step(state: State, frozen: Flat, batch) -> tuple[State, Metrics]:
-        rng = jax.random.fold_in(jax.random.key(seed), state.step) if config.dropout_rate > 0 else None
+        drawn = jax.random.fold_in(jax.random.key(seed), state.step)
+        rng = drawn if config.dropout_rate > 0 else None
+        batch = method.draw(batch, jax.random.fold_in(drawn, _DRAW))
         weights_BS = batch["decoder_loss_weights"]
         tokens = jnp.sum(weights_BS)
         scale_B, present = _shares(method, state.params, batch)
@@ -133,6 +137,10 @@ def _shares(method: Method, params: Flat, batch: Mapping[str, Array]) -> tuple[A
     N = params[banks[0]].shape[0]
     if not method.per_task:
         return everything, jnp.ones(N, bool)
-    tokens_N = jax.ops.segment_sum(tokens_B, batch["task_ids"], N)
-    own_B = 1.0 / jnp.maximum(tokens_N[batch["task_ids"]], 1.0)
+    ids = batch["task_ids"]
+    if ids.ndim > 1:  # rows read several slices, which tasks share: all tokens weigh alike
+        tokens_BF = jnp.broadcast_to(tokens_B[:, None], ids.shape)
+        return everything, jax.ops.segment_sum(tokens_BF.ravel(), ids.ravel(), N) > 0
+    tokens_N = jax.ops.segment_sum(tokens_B, ids, N)
+    own_B = 1.0 / jnp.maximum(tokens_N[ids], 1.0)
     return own_B if len(banks) == len(params) else everything, tokens_N > 0
