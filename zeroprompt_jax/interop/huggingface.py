@@ -20,6 +20,7 @@ import safetensors.numpy
 
 from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.models import t5
+from zeroprompt_jax.models.backbone import stack_layers, unstack_layers
 from zeroprompt_jax.models.t5 import T5Config
 
 _SUBLAYERS = {
@@ -157,13 +158,13 @@ def t5_from_huggingface(state_dict: Mapping[str, np.ndarray], config: T5Config) 
         tensor = np.asarray(renamed[name], np.float32)
         flat[path] = np.ascontiguousarray(tensor.T) if turned else tensor
     params = flax.traverse_util.unflatten_dict(flat, sep="/")
-    return t5.stack_layers(params) if config.scan_layers else params
+    return stack_layers(params) if config.scan_layers else params
 
 
 def t5_to_huggingface(params: Mapping[str, Any], config: T5Config) -> dict[str, np.ndarray]:
     """The Hugging Face state dict (all names, with the copies of the embedding, which share memory) of our parameters,
     scanned or not. Raises UserError naming every missing, unused and wrongly shaped parameter."""
-    flat = flax.traverse_util.flatten_dict(t5.unstack_layers(params), sep="/")
+    flat = flax.traverse_util.flatten_dict(unstack_layers(params), sep="/")
     names = list(_names(config))
     shapes = {path: shape for path, _, shape, _ in names}
     _compare("parameter tree", {path: np.shape(leaf) for path, leaf in flat.items()}, shapes)
