@@ -91,7 +91,7 @@ def test_config_of_every_family():
     [
         (dict(model_type="umt5"), "model_type 'umt5'.*'mt5'"),
         (dict(feed_forward_proj="gated-glu"), "feed_forward_proj 'gated-glu'.*'gated-gelu'"),
-        (dict(feed_forward_proj="gelu"), "feed_forward_proj 'gelu'"),
+        (dict(feed_forward_proj="gelu_fast"), "feed_forward_proj 'gelu_fast'"),
         (dict(d_kv=None, d_ff=None), "lacks d_kv, d_ff"),
         (dict(layer_norm_epsilon=1e-5), "layer_norm_epsilon 1e-05"),
     ],
