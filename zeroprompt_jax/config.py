@@ -25,6 +25,7 @@ from zeroprompt_jax.errors import UserError, nearest, sentence, unknown
 
 CONFIGURABLES = {
     "T5Config": "zeroprompt_jax.models.t5:T5Config",
+    "RobertaConfig": "zeroprompt_jax.models.roberta:RobertaConfig",
     "Optimizer": "zeroprompt_jax.training.optimizer:Optimizer",
     "Schedule": "zeroprompt_jax.training.optimizer:Schedule",
     "Experiment": "zeroprompt_jax.experiment:Experiment",

@@ -16,6 +16,7 @@ from tiny_t5 import TOLERANCE
 
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.models import t5
+from zeroprompt_jax.models.backbone import REMAT_POLICIES, logical_axes, stack_layers, unstack_layers
 from zeroprompt_jax.models.conditioning import Conditioning, Prefix, Stack, Sublayer
 
 T5_1_0 = dict(mlp_activations=("relu",))
@@ -59,7 +60,7 @@ def compiled_encoder_loss(config):
     return tiny_t5.jit(encoder_loss(config))
 
 
-@pytest.mark.parametrize("policy", [policy for policy in t5.REMAT_POLICIES if policy != "none"])
+@pytest.mark.parametrize("policy", [policy for policy in REMAT_POLICIES if policy != "none"])
 def test_remat_changes_neither_values_nor_gradients(policy):
     plain, remat = (tiny_t5.config(remat_policy=name) for name in ("none", policy))
     params = tiny_t5.params(plain)
@@ -71,24 +72,12 @@ def test_remat_changes_neither_values_nor_gradients(policy):
     assert 0 < found[0] < found[1]
 
 
-def equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
-
-
 def test_bfloat16_keeps_norms_softmax_and_logits_in_float32():
     config = tiny_t5.config(dtype="bfloat16")
     encoder, decoder = tiny_t5.tokens()
     params = tiny_t5.params(config)
     run = lambda params: t5.Backbone(config, params)(encoder, decoder).logits
-    found = {}
-    for equation in equations(jax.make_jaxpr(run)(params).jaxpr):
-        kinds = {str(v.aval.dtype) for v in (*equation.invars, *equation.outvars) if hasattr(v.aval, "dtype")}
-        found.setdefault(equation.primitive.name, set()).update(kinds)
+    found = tiny_t5.dtypes(run, params)
     assert found["exp"] == found["rsqrt"] == found["reduce_max"] == {"float32"}
     assert "bfloat16" in found["dot_general"] and "bfloat16" in found["tanh"]  # while products and activations are not
     logits = tiny_t5.logits(config, encoder, decoder)
@@ -228,7 +217,7 @@ def test_logical_axes_cover_every_parameter(variant, scan):
     flat = flax.traverse_util.flatten_dict(tiny_t5.params(config), sep="/")
     sizes = {}
     for path, leaf in flat.items():
-        axes = t5.logical_axes(path)
+        axes = logical_axes(path)
         assert len(axes) == leaf.ndim, path
         assert (axes[0] == "layers") == ("/layers/" in path), path
         for axis, size in zip(axes, leaf.shape):
@@ -237,16 +226,16 @@ def test_logical_axes_cover_every_parameter(variant, scan):
     assert all(len(found) == 1 for found in sizes.values()), sizes  # an axis has one size, whichever leaf carries it
     assert sizes["embed", ""] == {16} and sizes["mlp", ""] == {24} and sizes["vocab", ""] == {32}
     with pytest.raises(KeyError, match="encoder/layers/new/kernel"):
-        t5.logical_axes("encoder/layers/new/kernel")
+        logical_axes("encoder/layers/new/kernel")
 
 
 def test_initialised_models_stack_and_unstack():
     scanned, unscanned = (tiny_t5.config(scan_layers=scan) for scan in (True, False))
     params = tiny_t5.jit(lambda key: t5.init(scanned, key))(jax.random.key(0))
-    unstacked = t5.unstack_layers(params)
+    unstacked = unstack_layers(params)
     shapes = jax.eval_shape(lambda: t5.init(unscanned, jax.random.key(0)))
     assert jax.tree.map(jnp.shape, unstacked) == jax.tree.map(jnp.shape, dict(shapes))
-    jax.tree.map(np.testing.assert_array_equal, t5.stack_layers(unstacked), dict(params))
+    jax.tree.map(np.testing.assert_array_equal, stack_layers(unstacked), dict(params))
     encoder, decoder = tiny_t5.tokens()
     want = tiny_t5.logits(unscanned, encoder, decoder, weights=unstacked)
     np.testing.assert_allclose(tiny_t5.logits(scanned, encoder, decoder, weights=params), want, atol=TOLERANCE)

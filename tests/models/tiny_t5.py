@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from zeroprompt_jax.models import t5
+from zeroprompt_jax.models.backbone import unstack_layers
 from zeroprompt_jax.models.conditioning import Adapter, Conditioning, LowRank, Prefix, Stack, Sublayer
 
 TOLERANCE = 1e-5
@@ -51,19 +52,21 @@ def config(**changes) -> t5.T5Config:
 def params(config: t5.T5Config):
     """Random parameters: no norm scale is one, no two layers are alike. The same for scanned and unscanned."""
     if not config.scan_layers:
-        return t5.unstack_layers(params(dataclasses.replace(config, scan_layers=True)))
-
-    def draw(path, leaf):
-        name = jax.tree_util.keystr(path)
-        x = np.random.default_rng(zlib.crc32(name.encode())).normal(size=leaf.shape)
-        if "scale" in name:
-            x = 1 + 0.3 * x
-        elif "kernel" in name:
-            x = x / np.sqrt(leaf.shape[-2] * (config.head_dim if "query" in name else 1))
-        return x.astype(np.float32)
+        return unstack_layers(params(dataclasses.replace(config, scan_layers=True)))
 
     shapes = jax.eval_shape(lambda: t5.init(config, jax.random.key(0)))
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(functools.partial(draw, query=config.head_dim**-0.5), shapes)
+
+
+def draw(path, leaf, query: float = 1.0) -> np.ndarray:
+    """A random parameter for its place in the tree. query: what the query's kernels are multiplied by."""
+    name = jax.tree_util.keystr(path)
+    x = np.random.default_rng(zlib.crc32(name.encode())).normal(size=leaf.shape)
+    if "scale" in name:
+        x = 1 + 0.3 * x
+    elif "kernel" in name:
+        x = x / np.sqrt(leaf.shape[-2]) * (query if "query" in name else 1)
+    return x.astype(np.float32)
 
 
 def tokens(rows=4, T=9, S=6, seed=0) -> tuple[np.ndarray, np.ndarray]:
@@ -212,3 +215,21 @@ def tile(conditioning: Conditioning, rows: int) -> Conditioning:
 def take(conditioning: Conditioning, groups) -> Conditioning:
     """The given groups of every leaf, in this order."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: np.take(leaf, groups, axis=row_axis(path)), conditioning)
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _equations(inner)
+
+
+def dtypes(function, *args) -> dict[str, set[str]]:
+    """The dtypes that each primitive of a function reads and writes."""
+    found = {}
+    for equation in _equations(jax.make_jaxpr(function)(*args).jaxpr):
+        kinds = {str(v.aval.dtype) for v in (*equation.invars, *equation.outvars) if hasattr(v.aval, "dtype")}
+        found.setdefault(equation.primitive.name, set()).update(kinds)
+    return found

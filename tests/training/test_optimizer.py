@@ -11,6 +11,7 @@ import small_model
 
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.models import t5
+from zeroprompt_jax.models.backbone import unstack_layers
 from zeroprompt_jax.training import state as states
 from zeroprompt_jax.training.optimizer import OPTIMIZERS, Optimizer, Schedule, over_leading_axis
 
@@ -71,7 +72,7 @@ def test_adafactor_trains_scanned_layers_as_it_would_one_by_one(layers):
     shapes = states.flatten({"backbone": jax.eval_shape(lambda: t5.init(config, jax.random.key(0)))})
     shapes = {path: leaf for path, leaf in shapes.items() if re.search("mlp|embedd|decoder_attention/out", path)}
     scanned, gradients = noise(shapes, 99), [noise(shapes, seed) for seed in range(5)]
-    apart = lambda flat: states.flatten({"backbone": t5.unstack_layers(states.unflatten(flat)["backbone"])})
+    apart = lambda flat: states.flatten({"backbone": unstack_layers(states.unflatten(flat)["backbone"])})
     tx = Optimizer("adafactor", Schedule(0.1)).build(5)
     together = run(tx, scanned, lambda step: gradients[step])
     alone = run(tx, apart(scanned), lambda step: apart(gradients[step]))

@@ -14,6 +14,7 @@ from zeroprompt_jax.methods.bank import Bank
 from zeroprompt_jax.methods.full import Full
 from zeroprompt_jax.methods.prompt import Prompt
 from zeroprompt_jax.models import t5
+from zeroprompt_jax.models.backbone import unstack_layers
 from zeroprompt_jax.models.conditioning import Conditioning, Stack
 from zeroprompt_jax.training import task_file
 from zeroprompt_jax.training.fingerprint import SAMPLE, fingerprint
@@ -143,7 +144,7 @@ def test_fingerprint_tells_backbones_apart():
     params = backbone()
     assert HOME.size == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert fingerprint(jax.tree.map(jax.numpy.asarray, params)) == HOME
-    assert fingerprint(t5.unstack_layers(params)) == HOME  # scanned or not, it is one model
+    assert fingerprint(unstack_layers(params)) == HOME  # scanned or not, it is one model
     assert HOME.unlike(HOME) is None
     wide = backbone(dataclasses.replace(CONFIG, mlp_dim=16))
     assert HOME.unlike(fingerprint(wide)).startswith("of another shape (")

@@ -1,4 +1,5 @@
-"""Hugging Face T5, T5 1.1, mT5 and ByT5: names, layouts and configurations. Plain trees in, plain trees out.
+"""Hugging Face T5, T5 1.1, mT5 and ByT5: names, layouts and configurations. Plain trees in, plain trees out. BERT and
+RoBERTa are in `huggingface_roberta`, which shares what is said here of any backbone.
 
 Nothing here needs torch: a state dict is a mapping from names to numpy arrays, as `safetensors.numpy.load_file` reads
 it or `{name: tensor.numpy() for name, tensor in model.state_dict().items()}` makes it.
@@ -7,9 +8,9 @@ it or `{name: tensor.numpy() for name, tensor in model.state_dict().items()}` ma
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
@@ -19,7 +20,9 @@ import safetensors
 import safetensors.numpy
 
 from zeroprompt_jax.errors import UserError, unknown
+from zeroprompt_jax.methods.base import Config
 from zeroprompt_jax.models import t5
+from zeroprompt_jax.models.backbone import stack_layers, unstack_layers
 from zeroprompt_jax.models.t5 import T5Config
 
 _SUBLAYERS = {
@@ -58,15 +61,25 @@ _OUTSIDE = {
 }
 # Old checkpoints carry a cross-attention bias that no T5 ever reads; transformers drops it too.
 _IGNORED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
-# `feed_forward_proj` -> our activations. Plain 'gelu' is the exact one there and has no counterpart here.
+# `feed_forward_proj` -> our activations. Plain 'gelu' is the exact one there, 'gated-gelu' the approximation.
 _ACTIVATIONS = {
     "relu": ("relu",),
+    "gelu": ("gelu_exact",),
     "gelu_new": ("gelu",),
     "gated-relu": ("relu", "linear"),
     "gated-gelu": ("gelu", "linear"),
     "gated-gelu_new": ("gelu", "linear"),
     "gated-silu": ("swish", "linear"),
 }
+
+
+class Name(NamedTuple):
+    """A parameter's names: our unscanned path and Hugging Face's, with our shape and whether the matrix is turned."""
+
+    ours: str
+    theirs: str
+    shape: tuple[int, ...]
+    turned: bool
 
 
 def config_from_huggingface(config: Mapping[str, Any]) -> T5Config:
@@ -77,9 +90,9 @@ def config_from_huggingface(config: Mapping[str, Any]) -> T5Config:
     kind = config.get("model_type", "t5")
     if kind not in ("t5", "mt5"):
         raise unknown("Hugging Face model_type", kind, ("t5", "mt5"))
-    needed = ("vocab_size", "d_model", "num_heads", "d_kv", "d_ff", "num_layers", "relative_attention_num_buckets")
-    if missing := [name for name in needed if config.get(name) is None]:
-        raise UserError(f"The Hugging Face configuration lacks {', '.join(missing)}.")
+    require(
+        config, "vocab_size", "d_model", "num_heads", "d_kv", "d_ff", "num_layers", "relative_attention_num_buckets"
+    )
     activations = config.get("feed_forward_proj") or "relu"
     if activations not in _ACTIVATIONS:
         raise unknown("feed_forward_proj", activations, _ACTIVATIONS)
@@ -103,6 +116,12 @@ def config_from_huggingface(config: Mapping[str, Any]) -> T5Config:
         relpos_num_buckets=config["relative_attention_num_buckets"],
         relpos_max_distance=config.get("relative_attention_max_distance", 128),
     )
+
+
+def require(config: Mapping[str, Any], *names: str) -> None:
+    """Raises UserError for a `config.json` that lacks some of these."""
+    if missing := [name for name in names if config.get(name) is None]:
+        raise UserError(f"The Hugging Face configuration lacks {', '.join(missing)}.")
 
 
 def config_to_huggingface(config: T5Config) -> dict[str, Any]:
@@ -140,37 +159,14 @@ def t5_from_huggingface(state_dict: Mapping[str, np.ndarray], config: T5Config) 
     Copies of the embedding (`encoder.embed_tokens`, `decoder.embed_tokens` and, when tied, `lm_head`) must equal it.
     Raises UserError naming every missing, unused and wrongly shaped tensor.
     """
-    aliases = [name for name in _aliases(config) if name in state_dict]
-    renamed = {name: tensor for name, tensor in state_dict.items() if name not in (*aliases, _IGNORED)}
-    if aliases:
-        renamed["shared.weight"] = state_dict[aliases[0]]
-    names = list(_names(config))
-    shapes = {name: shape[::-1] if turned else shape for _, name, shape, turned in names}
-    _compare("Hugging Face state dict", {name: np.shape(tensor) for name, tensor in renamed.items()}, shapes)
-    for name in aliases[1:]:
-        if not np.array_equal(state_dict[name], renamed["shared.weight"]):
-            raise UserError(
-                f"Hugging Face tensor {name} differs from {aliases[0]}, which this configuration shares with it."
-            )
-    flat = {}
-    for path, name, _, turned in names:
-        tensor = np.asarray(renamed[name], np.float32)
-        flat[path] = np.ascontiguousarray(tensor.T) if turned else tensor
-    params = flax.traverse_util.unflatten_dict(flat, sep="/")
-    return t5.stack_layers(params) if config.scan_layers else params
+    tensors = one_copy(state_dict, _aliases(config))
+    return to_params({name: tensor for name, tensor in tensors.items() if name != _IGNORED}, _names(config), config)
 
 
 def t5_to_huggingface(params: Mapping[str, Any], config: T5Config) -> dict[str, np.ndarray]:
     """The Hugging Face state dict (all names, with the copies of the embedding, which share memory) of our parameters,
     scanned or not. Raises UserError naming every missing, unused and wrongly shaped parameter."""
-    flat = flax.traverse_util.flatten_dict(t5.unstack_layers(params), sep="/")
-    names = list(_names(config))
-    shapes = {path: shape for path, _, shape, _ in names}
-    _compare("parameter tree", {path: np.shape(leaf) for path, leaf in flat.items()}, shapes)
-    out = {}
-    for path, name, _, turned in names:
-        leaf = np.asarray(flat[path])
-        out[name] = np.ascontiguousarray(leaf.T) if turned else leaf
+    out = to_tensors(params, _names(config), config)
     return {**out, **{alias: out["shared.weight"] for alias in _aliases(config)}}
 
 
@@ -180,23 +176,64 @@ def _aliases(config: T5Config) -> tuple[str, ...]:
     return (*names, "lm_head.weight") if config.logits_via_embedding else names
 
 
-def _names(config: T5Config) -> Iterator[tuple[str, str, tuple[int, ...], bool]]:
-    """Yields (our unscanned path, Hugging Face name, our shape, whether the matrix is turned) of every parameter."""
+def _names(config: T5Config) -> Iterator[Name]:
     # Scanned: one traced layer per stack, however deep the model is.
     scanned = dataclasses.replace(config, scan_layers=True)
     tree = jax.eval_shape(lambda: t5.init(scanned, jax.random.key(0)))
     for path, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items():
         if path in _OUTSIDE:
-            yield path, _OUTSIDE[path], leaf.shape, path != "token_embedder/embedding" and len(leaf.shape) == 2
+            yield Name(path, _OUTSIDE[path], leaf.shape, path != "token_embedder/embedding" and len(leaf.shape) == 2)
             continue
         side, _, sublayer, *rest = path.split("/")
         end = "." + _PROJECTIONS[rest[0]] if rest[-1] == "kernel" else ""
         for i in range(leaf.shape[0]):
             ours = "/".join((side, f"layers_{i}", sublayer, *rest))
-            yield ours, f"{side}.block.{i}.{_SUBLAYERS[side][sublayer]}{end}.weight", leaf.shape[1:], bool(end)
+            theirs = f"{side}.block.{i}.{_SUBLAYERS[side][sublayer]}{end}.weight"
+            yield Name(ours, theirs, leaf.shape[1:], bool(end))
 
 
-def _compare(what: str, given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
+def one_copy(state_dict: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The state dict with one copy, under the first name, of a tensor that may lie under any of `names`. UserError where
+    two differ."""
+    held = [name for name in names if name in state_dict]
+    for name in held[1:]:
+        if not np.array_equal(state_dict[name], state_dict[held[0]]):
+            raise UserError(
+                f"Hugging Face tensor {name} differs from {held[0]}, which this configuration shares with it."
+            )
+    rest = {name: tensor for name, tensor in state_dict.items() if name not in held}
+    return {**rest, **{names[0]: state_dict[name] for name in held[:1]}}
+
+
+def to_params(tensors: Mapping[str, np.ndarray], names: Iterable[Name], config: Config) -> dict[str, Any]:
+    """Our parameters, float32, stacked when `config.scan_layers`. UserError where tensors and names do not fit."""
+    names = list(names)
+    shapes = {name.theirs: name.shape[::-1] if name.turned else name.shape for name in names}
+    _compare("Hugging Face state dict", config, {name: np.shape(tensor) for name, tensor in tensors.items()}, shapes)
+    flat = {}
+    for name in names:
+        tensor = np.asarray(tensors[name.theirs], np.float32)
+        flat[name.ours] = np.ascontiguousarray(tensor.T) if name.turned else tensor
+    params = flax.traverse_util.unflatten_dict(flat, sep="/")
+    return stack_layers(params) if config.scan_layers else params
+
+
+def to_tensors(params: Mapping[str, Any], names: Iterable[Name], config: Config) -> dict[str, np.ndarray]:
+    """The tensors by their names of our parameters, scanned or not. UserError where parameters and names do not fit."""
+    names = list(names)
+    flat = flax.traverse_util.flatten_dict(unstack_layers(params), sep="/")
+    shapes = {name.ours: name.shape for name in names}
+    _compare("parameter tree", config, {path: np.shape(leaf) for path, leaf in flat.items()}, shapes)
+    out = {}
+    for name in names:
+        leaf = np.asarray(flat[name.ours])
+        out[name.theirs] = np.ascontiguousarray(leaf.T) if name.turned else leaf
+    return out
+
+
+def _compare(
+    what: str, config: Config, given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
     faults = []
     if missing := [name for name in wanted if name not in given]:
         faults.append(f"missing {', '.join(missing)}")
@@ -206,7 +243,7 @@ def _compare(what: str, given: Mapping[str, tuple[int, ...]], wanted: Mapping[st
         shown = ", ".join(f"{name} {tuple(given[name])} instead of {tuple(wanted[name])}" for name in shaped)
         faults.append(f"wrongly shaped {shown}")
     if faults:
-        raise UserError(f"The {what} does not fit this T5Config: {'; '.join(faults)}.")
+        raise UserError(f"The {what} does not fit this {type(config).__name__}: {'; '.join(faults)}.")
 
 
 def is_directory(path: str | os.PathLike) -> bool:
@@ -214,21 +251,22 @@ def is_directory(path: str | os.PathLike) -> bool:
     return (Path(path) / "config.json").is_file()
 
 
-def read_config(path: str | os.PathLike) -> T5Config:
-    """T5Config of a directory in Hugging Face layout. Raises UserError for a damaged `config.json`."""
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """The `config.json` of a directory in Hugging Face layout. Raises UserError for a damaged one."""
     file = Path(path) / "config.json"
     try:
-        return config_from_huggingface(json.loads(file.read_text(encoding="utf-8")))
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        if isinstance(e, UserError):
-            raise
         raise UserError(f"{file} cannot be read as a Hugging Face configuration ({e}).") from None
 
 
-def read_t5(path: str | os.PathLike, scan_layers: bool) -> dict[str, Any]:
-    """Parameters of our T5, float32, from a directory in Hugging Face layout with safetensors files.
+def read_config(path: str | os.PathLike) -> T5Config:
+    """T5Config of a directory in Hugging Face layout. Raises UserError for a damaged `config.json`."""
+    return config_from_huggingface(read_json(path))
 
-    Raises UserError where there are none, or they do not fit the directory's `config.json`."""
+
+def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All tensors of a directory in Hugging Face layout. Raises UserError where it has no readable safetensors file."""
     files = sorted(Path(path).glob("*.safetensors"))
     if not files:
         raise UserError(f"{path} holds no .safetensors file; save the model with save_pretrained, which writes one.")
@@ -238,7 +276,23 @@ def read_t5(path: str | os.PathLike, scan_layers: bool) -> dict[str, Any]:
             tensors |= safetensors.numpy.load_file(file)
         except (OSError, safetensors.SafetensorError) as e:
             raise UserError(f"{file} cannot be read as safetensors ({e}).") from None
-    return t5_from_huggingface(tensors, dataclasses.replace(read_config(path), scan_layers=scan_layers))
+    return tensors
+
+
+def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], dtype: str) -> None:
+    """Writes `model.safetensors`, its tensors in `dtype`, and `config.json` to a directory, made when missing."""
+    Path(path).mkdir(parents=True, exist_ok=True)
+    cast = {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in tensors.items()}
+    safetensors.numpy.save_file(cast, Path(path) / "model.safetensors", {"format": "pt"})
+    text = json.dumps({**config, "dtype": dtype}, indent=2, sort_keys=True)
+    (Path(path) / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def read_t5(path: str | os.PathLike, scan_layers: bool) -> dict[str, Any]:
+    """Parameters of our T5, float32, from a directory in Hugging Face layout with safetensors files.
+
+    Raises UserError where there are none, or they do not fit the directory's `config.json`."""
+    return t5_from_huggingface(read_tensors(path), dataclasses.replace(read_config(path), scan_layers=scan_layers))
 
 
 def write_t5(path: str | os.PathLike, params: Mapping[str, Any], config: T5Config, dtype: str = "bfloat16") -> None:
@@ -251,8 +305,5 @@ def write_t5(path: str | os.PathLike, params: Mapping[str, Any], config: T5Confi
       dtype: of the tensors in the file.
     """
     state = t5_to_huggingface(params, config)
-    own = {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in state.items() if name not in _aliases(config)[1:]}
-    Path(path).mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file(own, Path(path) / "model.safetensors", {"format": "pt"})
-    text = json.dumps({**config_to_huggingface(config), "dtype": dtype}, indent=2, sort_keys=True)
-    (Path(path) / "config.json").write_text(text + "\n", encoding="utf-8")
+    own = {name: tensor for name, tensor in state.items() if name not in _aliases(config)[1:]}
+    write(path, own, config_to_huggingface(config), dtype)

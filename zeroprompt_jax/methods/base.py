@@ -8,11 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.models import roberta, t5
 from zeroprompt_jax.models.conditioning import Conditioning
-from zeroprompt_jax.models.t5 import Backbone, Output, T5Config
+from zeroprompt_jax.models.roberta import RobertaConfig
+from zeroprompt_jax.models.t5 import T5Config
 
 Array = jax.Array
 Batch = Mapping[str, Array]
+Config = T5Config | RobertaConfig
+Backbone = t5.Backbone | roberta.Backbone
+Output = t5.Output | roberta.Output
 
 
 class Run(NamedTuple):
@@ -37,7 +42,7 @@ class Setting:
       run: reads what the run at a MODEL_DIR trained.
     """
 
-    config: T5Config
+    config: Config
     tasks: Sequence[str] = ("task",)
     backbone: Mapping[str, Any] | None = None
     encode: Callable[[str], list[int]] | None = None

@@ -1,4 +1,4 @@
-"""Bias tuning: BitFit (Ben Zaken et al. 2022) for a backbone that has no biases."""
+"""Bias tuning: BitFit (Ben Zaken et al. 2022), with the biases beside the backbone."""
 
 import dataclasses
 
@@ -13,7 +13,8 @@ from zeroprompt_jax.models.conditioning import Sublayer
 @dataclasses.dataclass(frozen=True)
 class Bias(Bank):
     """Adds trained vectors, zero at first, to the output of projections. BitFit trains the biases a model has; T5 has
-    none, neither in projections nor in norms, so here they are added by the method. Norm scales stay as they are.
+    none, neither in projections nor in norms, and RoBERTa's belong to the frozen backbone, so here they are added by the
+    method. Norms, RoBERTa's biases of them included, stay as they are.
 
     targets: regexes of projections (see `places`). The default is all but keys: a bias of the keys adds the same number
     to all of a query's scores, which softmax takes out again, so it would train on rounding errors.

@@ -19,9 +19,10 @@ from zeroprompt_jax.methods import generated
 from zeroprompt_jax.methods.base import Method
 from zeroprompt_jax.methods.generated import Kind, Tensor
 from zeroprompt_jax.models import t5
+from zeroprompt_jax.models.backbone import Encoded, logical_axes
 from zeroprompt_jax.models.conditioning import Conditioning
 from zeroprompt_jax.models.layers import Dense, Dropout, Keys, attend, fan_in
-from zeroprompt_jax.models.t5 import Backbone, Encoded, T5Config
+from zeroprompt_jax.models.t5 import Backbone, T5Config
 
 Array = jax.Array
 _EVERYTHING = (r"backbone/.*", r"method/.*")
@@ -87,9 +88,9 @@ class Hypernetwork(Method, abc.ABC):
     def logical_axes(self, path):
         match path.split("/"):
             case ["hyperencoder", "encoder" | "token_embedder", *_]:
-                return t5.logical_axes(path)
+                return logical_axes(path)
             case ["generator", "attention", _, "kernel"]:
-                return t5.logical_axes(path)
+                return logical_axes(path)
             case ["generator", _, *rest] if "/".join(rest) in _AXES:
                 return _AXES["/".join(rest)]
         return super().logical_axes(path)

@@ -28,7 +28,7 @@ class IA3(Bank):
         del rng
         N, config = self.slices(setting), setting.config
         known = places.projections(config)
-        known |= {f"{side}/mlp/hidden": (config.mlp_dim, config.mlp_dim) for side in ("encoder", "decoder")}
+        known |= {f"{side}/mlp/hidden": (config.mlp_dim, config.mlp_dim) for side in places.stacks(config)}
         targets = places.matching("IA3.targets", self.targets, known)
         vectors = {f"scale/{place}": jnp.ones((N, places.layers(config, place), out)) for place, (_, out) in targets.items()}
         return unflatten_dict(vectors, sep="/")

@@ -1,7 +1,8 @@
-"""Places: the sublayers and projections of a T5 that a method conditions, named by regexes.
+"""Places: the sublayers and projections of a backbone that a method conditions, named by regexes.
 
 A sublayer's place is encoder/self_attention, encoder/mlp, decoder/self_attention, decoder/cross_attention or decoder/mlp;
-a projection's has its name (query, key, value, out; wi or wi_0, wi_1, wo) behind it: decoder/mlp/wo.
+a projection's has its name (query, key, value, out; wi or wi_0, wi_1, wo) behind it: decoder/mlp/wo. A RoBERTa has the
+encoder's alone.
 """
 
 import re
@@ -13,28 +14,34 @@ import jax.numpy as jnp
 
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.methods.bank import per_layer
+from zeroprompt_jax.methods.base import Config
 from zeroprompt_jax.models import conditioning
 from zeroprompt_jax.models.conditioning import Conditioning, Stack, Sublayer
-from zeroprompt_jax.models.t5 import T5Config
 
 Array = jax.Array
 T = TypeVar("T")
 
 
-def sublayers(config: T5Config) -> dict[str, dict[str, tuple[int, int]]]:
+def stacks(config: Config) -> dict[str, int]:
+    """The backbone's stacks, encoder and decoder or the encoder alone, with their numbers of layers."""
+    layers = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
+    return {side: L for side, L in layers.items() if L}
+
+
+def sublayers(config: Config) -> dict[str, dict[str, tuple[int, int]]]:
     """Every sublayer's place, with its projections' input and output widths."""
-    sides = ("encoder", "decoder")
-    return {f"{side}/{name}": sizes for side in sides for name, sizes in conditioning.projections(config, side).items()}
+    found = {side: conditioning.projections(config, side) for side in stacks(config)}
+    return {f"{side}/{name}": sizes for side, names in found.items() for name, sizes in names.items()}
 
 
-def projections(config: T5Config) -> dict[str, tuple[int, int]]:
+def projections(config: Config) -> dict[str, tuple[int, int]]:
     """Every projection's place, with its input and output width."""
     return {f"{place}/{name}": size for place, sizes in sublayers(config).items() for name, size in sizes.items()}
 
 
-def layers(config: T5Config, place: str) -> int:
+def layers(config: Config, place: str) -> int:
     """L, the number of layers of the place's stack."""
-    return config.num_encoder_layers if place.startswith("encoder/") else config.num_decoder_layers
+    return stacks(config)[place.split("/")[0]]
 
 
 def matching(option: str, regexes: Iterable[str], places: Mapping[str, T]) -> dict[str, T]:

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 
 from zeroprompt_jax.errors import UserError, unknown
+from zeroprompt_jax.methods import places
 from zeroprompt_jax.methods.bank import Bank, per_layer
 from zeroprompt_jax.methods.initialisers import Initialiser, Uniform
 from zeroprompt_jax.models.conditioning import Conditioning, Stack
@@ -44,12 +45,14 @@ class Prompt(Bank):
 
     def init(self, rng, setting):
         config = setting.config
+        L = places.stacks(config)
+        if missing := [stack for stack in self.stacks if stack not in L]:
+            raise UserError(f"Prompt.stacks names '{missing[0]}', which this backbone does not have.")
         shape = (self.slices(setting), self.length, config.emb_dim)
         draw = lambda key: self.initialiser.make(key, setting, shape)
         keys = dict(zip(self.stacks, jax.random.split(rng, len(self.stacks))))
         if self.layers is None:
             return {_NAMES[stack]: draw(key) for stack, key in keys.items()}
-        L = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
         every = lambda stack, key: jax.vmap(draw, out_axes=1)(jax.random.split(key, L[stack]))
         return {"layer_prompt": {stack: every(stack, key) for stack, key in keys.items()}}
 

@@ -6,6 +6,7 @@ b // (B / G): G = 1 is shared by all rows, G = B is a row's own, anything betwee
 beams or answer options of one input need neither tiling nor reordering.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -61,7 +62,7 @@ class LowRank:
 class Sublayer:
     """What one attention or MLP receives. `lora`, `bias` and `scale` map projection names (query, key, value, out; wi or
     wi_0, wi_1, wo) to arrays over the projection's flat output, [L, G, O]; `scale['hidden']` multiplies the MLP's hidden
-    activations (IA3). A projection computes (x W + lora) * scale + bias."""
+    activations (IA3). A projection computes (x W + lora) * scale + bias, the backbone's own bias being part of x W."""
 
     prefix: Prefix | None = None
     adapter: Adapter | None = None
@@ -225,12 +226,20 @@ def adapt(output_BTD: Array, input_BTD: Array, conditioning: Sublayer) -> Array:
     return output_BTD + y
 
 
-ACTIVATIONS = {"gelu": jax.nn.gelu, "relu": jax.nn.relu, "swish": jax.nn.swish, "tanh": jnp.tanh, "linear": lambda x: x}
+# 'gelu' is the tanh approximation, as in T5 1.1; BERT's is the exact one.
+ACTIVATIONS = {
+    "gelu": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "swish": jax.nn.swish,
+    "tanh": jnp.tanh,
+    "linear": lambda x: x,
+    "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
+}
 
 
 def projections(config: Any, side: str) -> dict[str, dict[str, tuple[int, int]]]:
-    """The projections that can be conditioned in a stack (encoder, decoder) of a T5, by sublayer and name, with the widths
-    of their input and output: {'self_attention': {'query': (D, H * K), …}, …, 'mlp': {'wi': (D, F), 'wo': (F, D)}}."""
+    """The projections that can be conditioned in a stack (encoder, decoder), by sublayer and name, with the widths of
+    their input and output: {'self_attention': {'query': (D, H * K), …}, …, 'mlp': {'wi': (D, F), 'wo': (F, D)}}."""
     D, F, HK = config.emb_dim, config.mlp_dim, config.num_heads * config.head_dim
     gates = len(config.mlp_activations)
     attention = {"query": (D, HK), "key": (D, HK), "value": (D, HK), "out": (HK, D)}
@@ -240,7 +249,7 @@ def projections(config: Any, side: str) -> dict[str, dict[str, tuple[int, int]]]
 
 
 def check(conditioning: Conditioning, config: Any, side: str, rows: int, packed: bool = False) -> None:
-    """Raises UserError when what conditions one side (encoder, decoder) does not fit a T5 of this config and these rows.
+    """Raises UserError when what conditions one side (encoder, decoder) does not fit a backbone of this config and rows.
 
     Works on shapes alone, so it costs nothing under jit. With packed rows only what is shared (G = 1) and adds no
     position is allowed: a packed row holds several tasks' examples.
@@ -313,6 +322,9 @@ def check(conditioning: Conditioning, config: Any, side: str, rows: int, packed:
                 else:
                     leaf(f"{path}.{field}.{name}", value, (L, "G", out))
     if side == "encoder":
+        beside = [path for path, _ in describe(conditioning) if not path.startswith("encoder.")]
+        if beside and not config.num_decoder_layers:
+            raise UserError(f"Conditioning {beside[0]} is set, but this backbone is an encoder without a decoder.")
         return
     if packed and conditioning.memory is not None:
         raise UserError("Packed batches cannot take memory: it would be read by every segment of a row.")

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from zeroprompt_jax.errors import UserError, unknown
+from zeroprompt_jax.models.backbone import Encoded
 from zeroprompt_jax.models.conditioning import Conditioning, check
-from zeroprompt_jax.models.t5 import Backbone, Cache, Encoded
+from zeroprompt_jax.models.t5 import Backbone, Cache
 
 Array = jax.Array
 # Finite, so that sums and differences of it stay numbers. Nothing real scores as low.

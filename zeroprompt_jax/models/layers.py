@@ -1,4 +1,4 @@
-"""The layers of T5, with the insertion points of `Conditioning`. Parameter names and shapes are T5X's."""
+"""Layers of all backbones, with the insertion points of `Conditioning`. Parameter names and shapes are T5X's."""
 
 import functools
 import math
@@ -21,16 +21,42 @@ def fan_in(scale: float = 1.0) -> Callable:
 
 
 class Dense(nn.Module):
-    """x W with a float32 kernel [I, O], computed in `dtype`. No bias: T5 has none."""
+    """x W with a float32 kernel [I, O], computed in `dtype`; with `use_bias`, plus a bias [O]. T5 has none."""
 
     features: int
     dtype: jnp.dtype
     kernel_init: Callable = fan_in()
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        return x.astype(self.dtype) @ kernel.astype(self.dtype)
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return y + bias.astype(self.dtype)
+
+
+class Embedder(nn.Module):
+    """Looks up rows of a float32 table [size, D], `embedding`, in `dtype`: [...] -> [..., D]."""
+
+    size: int
+    emb_dim: int
+    dtype: jnp.dtype
+    init_std: float
+
+    def setup(self):
+        init = nn.initializers.normal(self.init_std)
+        self.embedding = self.param("embedding", init, (self.size, self.emb_dim), jnp.float32)
+
+    def __call__(self, ids: Array) -> Array:
+        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+
+
+def tied_logits(x_BTD: Array, embedding_VD: Array) -> Array:
+    """Products with the token embeddings, in the dtype of x, as float32: [B, T, V]."""
+    return jnp.einsum("btd,vd->btv", x_BTD, embedding_VD.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
 
 
 class RMSNorm(nn.Module):
@@ -45,6 +71,22 @@ class RMSNorm(nn.Module):
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
         return (x * scale).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm, computed in float32, with a learned scale and bias."""
+
+    dtype: jnp.dtype
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        return (x * scale + bias).astype(self.dtype)
 
 
 class Dropout(nn.Module):
@@ -92,7 +134,8 @@ class Keys(NamedTuple):
 
 
 def attend(query_BTHK: Array, keys: list[Keys], dropout: Callable[[Array], Array] = lambda x: x) -> Array:
-    """One softmax, in float32, over all the keys together. T5 does not scale the query: the init does. -> [B, T, H, K]."""
+    """One softmax, in float32, over all the keys together, of scores as they are: what scales is in the query.
+    -> [B, T, H, K]."""
     B, T, H, K = query_BTHK.shape
     scores = []
     for source in keys:
@@ -121,21 +164,26 @@ def prefix_keys(prefix: Prefix | None, rows: int) -> list[Keys]:
 
 
 class Attention(nn.Module):
-    """Multi-head attention in three steps, so that keys can be cached: `keys_values`, `query`, `attend`."""
+    """Multi-head attention in three steps, so that keys can be cached: `keys_values`, `query`, `attend`.
+
+    dense: makes the projections, from features and dtype. scaled: whether scores are divided by sqrt(head_dim); T5 folds
+    that into the initialisation of the query."""
 
     num_heads: int
     head_dim: int
     emb_dim: int
     dtype: jnp.dtype
     dropout_rate: float
+    dense: Callable[..., Dense] = Dense
+    scaled: bool = False
 
     def setup(self):
         joined = self.num_heads * self.head_dim
-        # T5 folds the usual 1/sqrt(head_dim) into the initialisation of the query.
-        self.query = Dense(joined, self.dtype, fan_in(1.0 / self.head_dim))
-        self.key = Dense(joined, self.dtype)
-        self.value = Dense(joined, self.dtype)
-        self.out = Dense(self.emb_dim, self.dtype)
+        folded = {} if self.scaled else {"kernel_init": fan_in(1.0 / self.head_dim)}
+        self.query = self.dense(joined, self.dtype, **folded)
+        self.key = self.dense(joined, self.dtype)
+        self.value = self.dense(joined, self.dtype)
+        self.out = self.dense(self.emb_dim, self.dtype)
         self.dropout = Dropout(self.dropout_rate)
 
     def _project(self, name: str, x: Array, conditioning: Sublayer) -> Array:
@@ -152,6 +200,7 @@ class Attention(nn.Module):
     def __call__(self, x_BTD: Array, keys: list[Keys], conditioning: Sublayer) -> Array:
         """Attends from x to the keys and the conditioning's prefix -> [B, T, D]."""
         query = nn.with_logical_constraint(self._project("query", x_BTD, conditioning), ("batch", "length", "heads", "kv"))
+        query = query * self.head_dim**-0.5 if self.scaled else query
         y = attend(query, [*prefix_keys(conditioning.prefix, x_BTD.shape[0]), *keys], self.dropout)
         y = y.reshape(*y.shape[:2], -1)
         return adapt(project(self.out(y), y, "out", conditioning), x_BTD, conditioning)
@@ -162,22 +211,26 @@ def _gate(activations: tuple[str, ...], *ys_BTF: Array) -> Array:
 
 
 class MLP(nn.Module):
-    """T5's feed-forward layer: one activation (1.0: wi, wo) or a gated product (1.1: wi_0, wi_1, wo)."""
+    """A feed-forward layer: one activation (T5 1.0, BERT: wi, wo) or a gated product (T5 1.1: wi_0, wi_1, wo).
+
+    dropout_rate: of the hidden activations. dense: makes the projections, from features and dtype."""
 
     mlp_dim: int
     emb_dim: int
     activations: tuple[str, ...]
     dtype: jnp.dtype
     dropout_rate: float
+    dense: Callable[..., Dense] = Dense
 
     @nn.compact
     def __call__(self, x_BTD: Array, conditioning: Sublayer) -> Array:
         names = ["wi"] if len(self.activations) == 1 else [f"wi_{i}" for i in range(len(self.activations))]
-        ys = [project(Dense(self.mlp_dim, self.dtype, name=name)(x_BTD), x_BTD, name, conditioning) for name in names]
+        wide = [self.dense(self.mlp_dim, self.dtype, name=name)(x_BTD) for name in names]
+        ys = [project(y, x_BTD, name, conditioning) for name, y in zip(names, wide)]
         # The backward pass recomputes this from the products: a gelu alone would keep five arrays of [B, T, F] per layer,
         # which is half of what training a prompt remembers.
         hidden = jax.checkpoint(functools.partial(_gate, self.activations))(*ys)
         hidden = rescale(hidden, "hidden", conditioning)
         hidden = nn.with_logical_constraint(Dropout(self.dropout_rate)(hidden), ("batch", "length", "mlp"))
-        y = project(Dense(self.emb_dim, self.dtype, name="wo")(hidden), hidden, "wo", conditioning)
+        y = project(self.dense(self.emb_dim, self.dtype, name="wo")(hidden), hidden, "wo", conditioning)
         return adapt(y, x_BTD, conditioning)

@@ -7,30 +7,39 @@ layer axis. Dropout is on exactly when an rng named 'dropout' is passed.
 import dataclasses
 import functools
 import math
-import re
-from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
-from zeroprompt_jax.errors import UserError, unknown
+from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.models import masks
-from zeroprompt_jax.models.conditioning import ACTIVATIONS, Conditioning, Layers, Stack, Sublayer, check, to_rows
-from zeroprompt_jax.models.layers import MLP, Attention, Dense, Dropout, Keys, RelativePositionBias, RMSNorm
+from zeroprompt_jax.models.backbone import (
+    Bound,
+    Context,
+    Encoded,
+    Params,
+    check_numerics,
+    put_layer_prompt,
+    put_prompt,
+    put_slots,
+    run_layers,
+)
+from zeroprompt_jax.models.conditioning import Conditioning, Layers, Stack, Sublayer, check, to_rows
+from zeroprompt_jax.models.layers import (
+    MLP,
+    Attention,
+    Dense,
+    Dropout,
+    Embedder,
+    Keys,
+    RelativePositionBias,
+    RMSNorm,
+    tied_logits,
+)
 
 Array = jax.Array
-Params = Mapping[str, Any]
-
-REMAT_POLICIES = {
-    "none": None,
-    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "dots": jax.checkpoint_policies.dots_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,22 +72,7 @@ class T5Config:
 
     def __post_init__(self):
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
-        if self.remat_policy not in REMAT_POLICIES:
-            raise unknown("remat_policy", self.remat_policy, REMAT_POLICIES)
-        if self.dtype not in ("float32", "bfloat16"):
-            raise unknown("dtype", self.dtype, ("float32", "bfloat16"))
-        for name in self.mlp_activations:
-            if name not in ACTIVATIONS:
-                raise unknown("activation", name, ACTIVATIONS)
-
-
-@struct.dataclass
-class Encoded:
-    """The encoder's output. hidden: [E, N, D] over prompt and tokens; mask: [E, N] bool; segments: [E, N] or None."""
-
-    hidden: Array
-    mask: Array
-    segments: Array | None = None
+        check_numerics(self)
 
 
 @struct.dataclass
@@ -103,29 +97,6 @@ class Cache:
     cross: tuple[tuple[Array, Array], ...] = ()
 
 
-@struct.dataclass
-class _Context:
-    """What all layers of a stack share: masks, bias, what cross-attention reads, and where a cached chunk starts."""
-
-    self_mask: Array
-    self_bias: Array
-    cross_inputs: tuple[Array, ...] = ()
-    cross_masks: tuple[Array | None, ...] = ()
-    index: Array | None = None
-    layer_prompt_mode: str = struct.field(pytree_node=False, default="replace")
-    layer_prompt_applies: bool = struct.field(pytree_node=False, default=True)
-    keep_hidden: bool = struct.field(pytree_node=False, default=False)
-
-
-def _insert_layer_prompt(x: Array, prompt: Array | None, context: _Context) -> Array:
-    if prompt is None or not context.layer_prompt_applies:
-        return x
-    P = prompt.shape[1]
-    rows = jnp.broadcast_to(to_rows(prompt, x.shape[0]), (x.shape[0], *prompt.shape[1:])).astype(x.dtype)
-    first = rows if context.layer_prompt_mode == "replace" else x[:, :P] + rows
-    return jnp.concatenate([first, x[:, P:]], axis=1)
-
-
 def align(x: Array, conditioning: Sublayer) -> Array:
     """Repeats what cross-attention reads when its keys are conditioned per finer groups of rows than it has."""
     leaves = jax.tree.leaves([conditioning.lora, conditioning.scale, conditioning.bias])
@@ -137,9 +108,9 @@ class EncoderLayer(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, x: Array, conditioning: Layers, cache: None, context: _Context):
+    def __call__(self, x: Array, conditioning: Layers, cache: None, context: Context):
         c, dtype = self.config, jnp.dtype(self.config.dtype)
-        x = _insert_layer_prompt(x, conditioning.layer_prompt, context)
+        x = put_layer_prompt(x, conditioning.layer_prompt, context)
         kept = x if context.keep_hidden else None
         attention = Attention(c.num_heads, c.head_dim, c.emb_dim, dtype, c.dropout_rate, name="attention")
         y = RMSNorm(dtype, name="pre_attention_layer_norm")(x)
@@ -155,10 +126,10 @@ class DecoderLayer(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, x: Array, conditioning: Layers, cache, context: _Context):
+    def __call__(self, x: Array, conditioning: Layers, cache, context: Context):
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         sub = conditioning.self_attention
-        x = _insert_layer_prompt(x, conditioning.layer_prompt, context)
+        x = put_layer_prompt(x, conditioning.layer_prompt, context)
         kept = x if context.keep_hidden else None
 
         attention = Attention(c.num_heads, c.head_dim, c.emb_dim, dtype, c.dropout_rate, name="self_attention")
@@ -186,39 +157,16 @@ class DecoderLayer(nn.Module):
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), (kept, cache)
 
 
-def _run_layers(layer: type[nn.Module], config: T5Config, length: int, x, conditioning: Layers, cache, context):
-    """Runs a stack's layers, scanned or not, over the leading axis of conditioning and cache."""
-    if config.remat_policy != "none":
-        policy = REMAT_POLICIES[config.remat_policy]
-        layer = nn.remat(layer, policy=policy, prevent_cse=not config.scan_layers)
-    if config.scan_layers:
-        scanned = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, 0, nn.broadcast),
-            length=length,
-        )
-        return scanned(config, name="layers")(x, conditioning, cache, context)
-    outs = []
-    for i in range(length):
-        take = functools.partial(jax.tree.map, lambda leaf: leaf[i])
-        x, out = layer(config, name=f"layers_{i}")(x, take(conditioning), take(cache), context)
-        outs.append(out)
-    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
-
-
 class Encoder(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, x_BND: Array, conditioning: Layers, context: _Context, positions: Array):
+    def __call__(self, x_BND: Array, conditioning: Layers, context: Context, positions: Array):
         c = self.config
         bias = _relative_bias(c, bidirectional=True)(positions, positions)
         context = context.replace(self_bias=bias)
         x = Dropout(c.dropout_rate)(x_BND)
-        x, (hidden, _) = _run_layers(EncoderLayer, c, c.num_encoder_layers, x, conditioning, None, context)
-        hidden = None if hidden is None else jnp.concatenate([hidden, x[None]])
+        x, (hidden, _) = run_layers(EncoderLayer, c, c.num_encoder_layers, x, conditioning, None, context)
         x = RMSNorm(jnp.dtype(c.dtype), name="encoder_norm")(x)
         return Dropout(c.dropout_rate)(x), hidden
 
@@ -227,33 +175,19 @@ class Decoder(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, x_BND: Array, conditioning: Layers, cache, context: _Context, positions, embedding_VD: Array):
+    def __call__(self, x_BND: Array, conditioning: Layers, cache, context: Context, positions, embedding_VD: Array):
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         queries, keys, prompt_length = positions
         context = context.replace(self_bias=_relative_bias(c, bidirectional=False)(queries, keys))
         x = Dropout(c.dropout_rate)(x_BND)
-        x, (hidden, cache) = _run_layers(DecoderLayer, c, c.num_decoder_layers, x, conditioning, cache, context)
-        hidden = None if hidden is None else jnp.concatenate([hidden, x[None]])
+        x, (hidden, cache) = run_layers(DecoderLayer, c, c.num_decoder_layers, x, conditioning, cache, context)
         x = Dropout(c.dropout_rate)(RMSNorm(dtype, name="decoder_norm")(x[:, prompt_length:]))
         if c.logits_via_embedding:
             # Tied embeddings have unit variance, so T5 scales the logits back.
-            x = x / math.sqrt(c.emb_dim)
-            logits = jnp.einsum("btd,vd->btv", x, embedding_VD.astype(dtype), preferred_element_type=jnp.float32)
+            logits = tied_logits(x / math.sqrt(c.emb_dim), embedding_VD)
         else:
             logits = Dense(c.vocab_size, jnp.float32, name="logits_dense")(x)
         return nn.with_logical_constraint(logits, ("batch", "length", "vocab")), hidden, cache
-
-
-class Embedder(nn.Module):
-    config: T5Config
-
-    def setup(self):
-        c = self.config
-        init = nn.initializers.normal(c.embedding_init_std)
-        self.embedding = self.param("embedding", init, (c.vocab_size, c.emb_dim), jnp.float32)
-
-    def __call__(self, tokens: Array) -> Array:
-        return jnp.take(self.embedding, tokens, axis=0).astype(jnp.dtype(self.config.dtype))
 
 
 def _relative_bias(config: T5Config, bidirectional: bool) -> RelativePositionBias:
@@ -273,7 +207,8 @@ class T5(nn.Module):
     config: T5Config
 
     def setup(self):
-        self.token_embedder = Embedder(self.config)
+        c = self.config
+        self.token_embedder = Embedder(c.vocab_size, c.emb_dim, jnp.dtype(c.dtype), c.embedding_init_std)
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
 
@@ -301,21 +236,8 @@ class T5(nn.Module):
 
     def _inputs(self, stack: Stack, tokens_BT: Array, start: Array | int, prompt: bool) -> Array:
         """Embeddings with the slots put in and the prompt before them. `start` is the first token's index."""
-        x = self.token_embedder(tokens_BT)
-        rows = x.shape[0]
-        if stack.slots is not None:
-            index = start + jnp.arange(x.shape[1])
-            here = to_rows(stack.slot_positions, rows)[:, None, :] == index[None, :, None]
-            slots = jnp.broadcast_to(to_rows(stack.slots, rows), (rows, *stack.slots.shape[1:])).astype(x.dtype)
-            chosen = jnp.broadcast_to(here, (rows, *here.shape[1:])).astype(x.dtype)
-            # A product with one-hot rows is a copy only at full precision, which accelerators do not use unasked.
-            put = jnp.einsum("bts,bsd->btd", chosen, slots, precision="highest")
-            x = jnp.where(here.any(-1, keepdims=True), put, x)
-        if prompt and stack.prompt_length:
-            P = stack.prompt_length
-            first = jnp.zeros((1, P, x.shape[-1])) if stack.prompt is None else stack.prompt
-            first = jnp.broadcast_to(to_rows(first, rows), (rows, *first.shape[1:])).astype(x.dtype)
-            x = jnp.concatenate([first, x], axis=1)
+        x = put_slots(self.token_embedder(tokens_BT), stack, start)
+        x = put_prompt(x, stack) if prompt else x
         return nn.with_logical_constraint(x, ("batch", "length", "embed"))
 
     def encode(
@@ -330,9 +252,8 @@ class T5(nn.Module):
         check(conditioning, self.config, "encoder", tokens_ET.shape[0], packed=segments_ET is not None)
         stack = conditioning.encoder
         seq = masks.sequence(stack, tokens_ET > 0, segments_ET)
-        context = _Context(
+        context = Context(
             masks.attention_mask(seq),
-            self_bias=None,
             layer_prompt_mode=stack.layer_prompt_mode,
             keep_hidden=hidden and keep,
         )
@@ -394,9 +315,8 @@ class T5(nn.Module):
             mask = None if mask is None else to_rows(mask.astype(bool), rows)[:, None, None]
             inputs, cross_masks = (*inputs, conditioning.memory), (*cross_masks, mask)
 
-        context = _Context(
+        context = Context(
             masks.causal_mask(seq, start, P + s),
-            self_bias=None,
             cross_inputs=inputs,
             cross_masks=cross_masks,
             index=None if cache is None else cache.index,
@@ -416,26 +336,10 @@ class T5(nn.Module):
         return logits, hidden, cache
 
 
-@dataclasses.dataclass(frozen=True)
-class Backbone:
-    """A T5 with its parameters bound, as methods see it: `embed`, `encode`, `decode`, `start`, `step` and the call itself.
-    `rngs` (for example {'dropout': key}) switches dropout on."""
+class Backbone(Bound):
+    """A T5 with its parameters bound: `embed`, `encode`, `decode`, `start`, `step` and the call itself."""
 
-    config: T5Config
-    params: Params
-    rngs: Mapping[str, Array] | None = None
-
-    def _apply(self, method, *args, **kwargs):
-        return T5(self.config).apply({"params": self.params}, *args, method=method, rngs=self.rngs, **kwargs)
-
-    def __call__(self, *args, **kwargs) -> Output:
-        return self._apply("__call__", *args, **kwargs)
-
-    def embed(self, *args, **kwargs) -> Array:
-        return self._apply("embed", *args, **kwargs)
-
-    def encode(self, *args, **kwargs):
-        return self._apply("encode", *args, **kwargs)
+    module = T5
 
     def decode(self, *args, **kwargs):
         return self._apply("decode", *args, **kwargs)
@@ -451,49 +355,3 @@ def init(config: T5Config, rng: Array) -> Params:
     """Random parameters in T5's initialisation. Jit-able, so that sharded parameters are born sharded."""
     tokens = jnp.ones((1, 2), jnp.int32)
     return T5(config).init(rng, tokens, tokens)["params"]
-
-
-# Logical axes of every parameter by name (T5X's), the layer axis aside. The first match wins.
-LOGICAL_AXES = (
-    (r"token_embedder/embedding", ("vocab", "embed")),
-    (r"relpos_bias/rel_embedding", ("heads", "relpos_buckets")),
-    (r"(query|key|value)/kernel", ("embed", "joined_kv")),
-    (r"out/kernel", ("joined_kv", "embed")),
-    (r"mlp/wi(_\d+)?/kernel", ("embed", "mlp")),
-    (r"mlp/wo/kernel", ("mlp", "embed")),
-    (r"logits_dense/kernel", ("embed", "vocab")),
-    (r"(layer_norm|encoder_norm|decoder_norm)/scale", ("embed",)),
-)
-
-
-def logical_axes(path: str) -> tuple[str, ...]:
-    """Logical axis names of the parameter at `path`, for example 'encoder/layers/mlp/wo/kernel'."""
-    for pattern, axes in LOGICAL_AXES:
-        if re.search(pattern + "$", path):
-            return ("layers", *axes) if "/layers/" in path else axes
-    raise KeyError(f"No logical axes for the parameter {path}: add it to LOGICAL_AXES.")
-
-
-def stack_layers(params: Params) -> dict:
-    """Unscanned `layers_0`, `layers_1`, … -> scanned `layers` with a leading axis, in both stacks."""
-    out = dict(params)
-    for side in ("encoder", "decoder"):
-        stack = dict(params[side])
-        names = sorted((k for k in stack if re.fullmatch(r"layers_\d+", k)), key=lambda k: int(k.split("_")[1]))
-        if names:
-            stack["layers"] = jax.tree.map(lambda *leaves: np.stack(leaves), *(stack.pop(k) for k in names))
-        out[side] = stack
-    return out
-
-
-def unstack_layers(params: Params) -> dict:
-    """Scanned `layers` -> unscanned `layers_0`, `layers_1`, …, in both stacks."""
-    out = dict(params)
-    for side in ("encoder", "decoder"):
-        stack = dict(params[side])
-        if "layers" in stack:
-            layers = stack.pop("layers")
-            for i in range(jax.tree.leaves(layers)[0].shape[0]):
-                stack[f"layers_{i}"] = jax.tree.map(lambda leaf: leaf[i], layers)
-        out[side] = stack
-    return out

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.methods.base import Method
-from zeroprompt_jax.models import t5
+from zeroprompt_jax.models.backbone import logical_axes
 
 MESH_AXES = ("data", "fsdp", "model")
 
@@ -31,6 +31,7 @@ RULES = (
     ("length", None),
     ("layers", None),
     ("relpos_buckets", None),
+    ("abspos_buckets", None),
     ("prompt", None),
     ("prompt_embed", None),
     ("task", None),
@@ -109,7 +110,7 @@ def check_batch(mesh: jax.sharding.Mesh, batch_size: int, what: str = "batch_siz
 
 def _axes(path: str, method: Method) -> tuple[str | None, ...]:
     kind, rest = path.split("/", 1)
-    return t5.logical_axes(rest) if kind == "backbone" else method.logical_axes(rest)
+    return logical_axes(rest) if kind == "backbone" else method.logical_axes(rest)
 
 
 def param_shardings(shapes: Mapping[str, Any], method: Method, mesh: jax.sharding.Mesh) -> dict[str, NamedSharding]:
