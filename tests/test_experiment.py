@@ -158,6 +158,7 @@ def test_a_run_leaves_everything(run):
     found = json.loads((folder / "results.json").read_text())
     for group in ("unseen_tasks", "unseen_types"):
         assert {"score", "baseline", "tasks", "shuffled"} <= found[group].keys() and found[group]["tasks"] == 1
+        assert found[group]["labels"] == 0
     assert found["seeds"] == [0] and found["train_tasks"] == 2 and found["minutes"] >= 0 and found["steps"] == 20
     assert len((folder / "predictions.jsonl").read_text().splitlines()) == 12
     written = metrics(folder)
@@ -291,7 +292,8 @@ def test_eval_scores_a_run(run, home, capsys):
     assert (run[0] / "eval" / "table.txt").read_text() in printed
     assert found["unseen_tasks"] == wanted["unseen_tasks"] and found["unseen_types"] == wanted["unseen_types"]
     assert cli.main(["eval", "--model_dir=whole", "--mixture=toy_train", "--split=train", "--output=scores"]) == 0
-    assert json.loads((home / "scores" / "results.json").read_text())["toy_train"]["examples"] == 40
+    trained = json.loads((home / "scores" / "results.json").read_text())["toy_train"]
+    assert trained["examples"] == 40 and trained["labels"] == 20
 
 
 def test_a_run_can_be_moved(run, home, monkeypatch, capsys):

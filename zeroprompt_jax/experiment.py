@@ -31,7 +31,7 @@ from zeroprompt_jax.methods.full import Full
 from zeroprompt_jax.methods.soft_prompt import SoftPrompt
 from zeroprompt_jax.models import t5
 from zeroprompt_jax.models.t5 import T5Config
-from zeroprompt_jax.training import checkpoint, partitioning, state as states, task_file
+from zeroprompt_jax.training import benchmark, checkpoint, partitioning, state as states, task_file
 from zeroprompt_jax.training.fingerprint import fingerprint
 from zeroprompt_jax.training.loop import Metrics, Train, fit
 from zeroprompt_jax.training.optimizer import Optimizer
@@ -78,7 +78,7 @@ def build_model(experiment: Experiment, trained: bool = False) -> Model:
     only what is frozen is read."""
     mesh, method, settings = experiment.mesh.build(), experiment.method, experiment.train
     check_pretrained(experiment)
-    setting = setting_of(experiment)
+    setting = _setting(experiment)
     keys = jax.random.split(jax.random.key(settings.seed))
     make_backbone = lambda: states.flatten({"backbone": t5.init(experiment.model, keys[0])})
     make_method = lambda backbone: states.flatten(
@@ -115,7 +115,7 @@ def build_model(experiment: Experiment, trained: bool = False) -> Model:
     return Model(mesh, params, frozen, shardings)
 
 
-def setting_of(experiment: Experiment) -> Setting:
+def _setting(experiment: Experiment) -> Setting:
     """What the method's initialisers may read, the backbone's parameters excepted."""
     if not isinstance(experiment.method, (Bank, SoftPrompt)):
         return Setting(experiment.model)
@@ -153,6 +153,25 @@ def _trained(path: str) -> Run:
 def task_ids(experiment: Experiment) -> Mapping[str, Any] | None:
     """Task to its place, or places, in the method's banks; None where the method keeps nothing per task."""
     return experiment.method.places(_setting(experiment)) if experiment.method.per_task else None
+
+
+def step_flops(experiment: Experiment) -> float:
+    """FLOPs of a training step by formula, the optimizer's left out, padding counted. Needs the tasks registered."""
+    return benchmark.analytic(*_step(experiment))
+
+
+def counted_flops(experiment: Experiment) -> float:
+    """The same as XLA counts it in the model with its layers unrolled."""
+    return benchmark.counted(*_step(experiment))
+
+
+def _step(experiment: Experiment) -> tuple[T5Config, Method, dict[str, Any], Setting]:
+    """What a step is counted from: a batch of the shapes that training reads."""
+    lengths, size = experiment.data.feature_lengths, experiment.train.batch_size
+    rows = benchmark.rows(experiment.model, size, lengths["inputs"], lengths["targets"])
+    if places := task_ids(experiment):
+        rows["task_ids"] = np.zeros((size, *np.shape(next(iter(places.values())))), np.int32)
+    return experiment.model, experiment.method, rows, _setting(experiment)
 
 
 def restore(experiment: Experiment, path: str | None = None) -> Model:

@@ -14,7 +14,7 @@ from zeroprompt_jax.data import cards
 from zeroprompt_jax.data.pipeline import Data
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.evaluation.evaluate import Evaluate
-from zeroprompt_jax.experiment import Experiment
+from zeroprompt_jax.experiment import Experiment, step_flops
 from zeroprompt_jax.models.t5 import T5Config
 from zeroprompt_jax.search import records, scaling, scaling_report
 from zeroprompt_jax.search.records import Shard
@@ -93,8 +93,8 @@ def test_every_run_reads_as_many_examples_and_padded_tokens(tmp_path, monkeypatc
 def test_equal_flops_give_the_larger_model_fewer_steps(tmp_path):
     longer = {n: changed(e, "train", steps=1000) for n, e in study("").sizes.items()}
     asked = study(tmp_path, sizes=longer, compute="flops")
-    cost = {r.arm: r.experiment.train.steps * scaling.step_flops(r.experiment) for r in scaling.runs(asked, 0)[::3]}
-    small, big = (1000 * scaling.step_flops(e) for e in longer.values())
+    cost = {r.arm: r.experiment.train.steps * step_flops(r.experiment) for r in scaling.runs(asked, 0)[::3]}
+    small, big = (1000 * step_flops(e) for e in longer.values())
     assert big > 1.5 * small
     assert cost["small"] == small and cost["big"] == pytest.approx(small, rel=0.002)
 
@@ -364,7 +364,7 @@ def test_a_study_from_end_to_end(tmp_path, monkeypatch, compile_fast):
     for (size, _), r in found.items():
         made = asked.sizes[size]
         assert r["types"] == 2 and r["steps"] == 4 and r["batch"] == 4 and r["parameters"] == r["trained"]
-        assert r["flops"] == 4 * scaling.step_flops(made)
+        assert r["flops"] == 4 * step_flops(made)
         assert [step for step, _ in r["curve"]] == [0, 2, 4]
         assert r["curve"][-1][1] == {"unseen_tasks": r["groups"]["unseen_tasks"]["score"]}
         assert r["groups"]["unseen_tasks"]["labels"] == 0 and r["groups"]["unseen_tasks"]["tasks"] == 2

@@ -25,7 +25,6 @@ from zeroprompt_jax.experiment import Experiment
 from zeroprompt_jax.models import t5
 from zeroprompt_jax.search import records, scaling_report
 from zeroprompt_jax.search.records import Record, Run, Shard
-from zeroprompt_jax.training import benchmark
 
 COMPUTE = ("steps", "flops")
 # What is trained on, and how much: the same for all sizes, and the batches of one shape.
@@ -167,7 +166,7 @@ def runs(study: ScalingStudy, seed: int) -> list[Run]:
     for name, made in study.sizes.items():
         steps = made.train.steps
         if study.compute == "flops":
-            steps = max(1, round(first.train.steps * step_flops(first) / step_flops(made)))
+            steps = max(1, round(first.train.steps * experiments.step_flops(first) / experiments.step_flops(made)))
         for count in study.tasks:
             folder = root / f"seed{seed}" / name / f"{count}tasks"
             cache = made.data.cache_dir or str(root / "cache")
@@ -177,26 +176,12 @@ def runs(study: ScalingStudy, seed: int) -> list[Run]:
     return out
 
 
-def step_flops(made: Experiment) -> float:
-    """FLOPs of a training step by formula, the optimizer's left out. Needs the tasks registered."""
-    lengths = made.data.feature_lengths
-    shape = (made.train.batch_size, lengths["inputs"], lengths["targets"])
-    return benchmark.analytic(made.model, made.method, *shape, experiments.setting_of(made))
-
-
-def counted_flops(made: Experiment) -> float:
-    """The same as XLA counts it in the model with its layers unrolled."""
-    lengths = made.data.feature_lengths
-    data = benchmark.rows(made.model, made.train.batch_size, lengths["inputs"], lengths["targets"])
-    return benchmark.counted(made.model, made.method, data, experiments.setting_of(made))
-
-
 def _measure(made: Experiment) -> list[Record]:
     """Trains one model and tests it. Returns its one record: `tasks` and their `types`, `parameters` of the backbone,
     `trained` values, `steps`, `batch`, `minutes`, `flops` of the whole training by formula and `counted` by XLA; by
     group the means over tasks (`groups`); those of the evaluations during training (`curve`: step, group to score); and
     by group and task (`tests`) the score, with that of every wording."""
-    flops, counted = step_flops(made), counted_flops(made)
+    flops, counted = experiments.step_flops(made), experiments.counted_flops(made)
     found, facts = records.result(made)
     training = made.data.training()
     shapes = jax.eval_shape(functools.partial(t5.init, made.model), jax.random.key(0))

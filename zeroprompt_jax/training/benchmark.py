@@ -191,12 +191,9 @@ def _lower(
         return run.lower(jax.eval_shape(lambda p: states.create(p, tx), params), frozen, data)
 
 
-def analytic(
-    config: t5.T5Config, method: Method, batch: int, inputs: int, targets: int, setting: Setting | None = None
-) -> float:
-    """FLOPs of a training step by the formulas of `models.flops`, the method's conditioning included; padding counts.
-    Nothing is computed: shapes are enough. setting: what the method's parameters are made from."""
-    data = rows(config, batch, inputs, targets)
+def analytic(config: t5.T5Config, method: Method, data, setting: Setting | None = None) -> float:
+    """FLOPs of a training step on this batch by the formulas of `models.flops`, the method's conditioning included;
+    padding counts. Nothing is computed: shapes are enough. setting: what the method's parameters are made from."""
     make, _ = _training(config, method, Optimizer("sgd"), setting or Setting(config))
 
     def condition():
@@ -205,7 +202,8 @@ def analytic(
 
     trained, _ = states.split(jax.eval_shape(make), method.trainable)
     frozen = not any(path.startswith("backbone/") for path in trained)
-    return flops.train_conditioned(config, jax.eval_shape(condition), batch, inputs, targets, frozen)
+    shape = (*data["encoder_input_tokens"].shape, data["decoder_target_tokens"].shape[1])
+    return flops.train_conditioned(config, jax.eval_shape(condition), *shape, frozen)
 
 
 def counted(config: t5.T5Config, method: Method, data, setting: Setting | None = None) -> float:
