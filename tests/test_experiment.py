@@ -116,11 +116,12 @@ COMMAND = (sys.executable, "-m", "zeroprompt_jax.cli.main")
 def metrics(folder):
     """metrics.jsonl without the times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "examples_per_second")} for line in lines]
+    return [{k: v for k, v in line.items() if k.split("/")[0] not in ("seconds", "examples_per_second")} for line in lines]
 
 
 def results(folder):
-    return {k: v for k, v in json.loads((folder / "results.json").read_text()).items() if k != "minutes"}
+    found = json.loads((folder / "results.json").read_text())
+    return {k: v for k, v in found.items() if k not in ("minutes", "spent")}
 
 
 def settings(model_dir, *bindings):

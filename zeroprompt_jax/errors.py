@@ -28,3 +28,12 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
         shown = ", ".join(sorted(known)[:8])
         hint = f" Known: {shown}{', …' if len(known) > 8 else ''}." if known else f" No {kind} is registered."
     return UserError(f"Unknown {kind} '{name}'.{hint}")
+
+
+class Stopped(Exception):
+    """Something outside stopped the run, and the same command goes on from what it has saved. The command line prints the
+    sentence and exits with code 75 (EX_TEMPFAIL: try again)."""
+
+
+class PeerLost(Stopped):
+    """Another process of the run is gone."""

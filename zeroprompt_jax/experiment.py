@@ -20,7 +20,7 @@ from zeroprompt_jax.data import cards, seqio_bridge, wordings
 from zeroprompt_jax.data.pipeline import Data
 from zeroprompt_jax.data.store import Store
 from zeroprompt_jax.data.vocabulary import Vocabulary, load_vocabulary
-from zeroprompt_jax.errors import UserError, unknown
+from zeroprompt_jax.errors import PeerLost, UserError, unknown
 from zeroprompt_jax.evaluation import infer, report
 from zeroprompt_jax.evaluation.evaluate import Evaluate, Evaluation, evaluate
 from zeroprompt_jax.evaluation.predict import Predictor
@@ -31,8 +31,9 @@ from zeroprompt_jax.methods.full import Full
 from zeroprompt_jax.methods.soft_prompt import SoftPrompt
 from zeroprompt_jax.models import t5
 from zeroprompt_jax.models.t5 import T5Config
-from zeroprompt_jax.training import benchmark, checkpoint, partitioning, state as states, task_file
+from zeroprompt_jax.training import benchmark, checkpoint, distributed, partitioning, state as states, task_file
 from zeroprompt_jax.training.fingerprint import fingerprint
+from zeroprompt_jax.training.goodput import Goodput
 from zeroprompt_jax.training.loop import Metrics, Train, fit
 from zeroprompt_jax.training.optimizer import Optimizer
 from zeroprompt_jax.training.partitioning import Mesh
@@ -41,7 +42,7 @@ from zeroprompt_jax.training.step import Loss, make_train_step
 
 # A run may be continued with these changed; anything else would make it another experiment.
 _MAY_CHANGE = ("MODEL_DIR", "TRAIN_STEPS", "CACHE_DIR", *(f"Train.{n}" for n in ("model_dir", "steps", "keep")))
-_MAY_CHANGE += ("Train.save_every", "Data.cache_dir", "Mesh.data", "Mesh.fsdp", "Mesh.model")
+_MAY_CHANGE += ("Train.save_every", "Train.profile_steps", "Data.cache_dir", "Mesh.data", "Mesh.fsdp", "Mesh.model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +257,17 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
 
     Restore order: the run's own newest checkpoint, then `initial_checkpoint_path`, then scratch. Returns None when the
     run had been finished before.
+
+    Raises:
+      Stopped: SIGTERM stopped it after a step, which is saved, or (PeerLost) another of its processes is gone; the same
+        call goes on.
+      UserError: what cannot be meant, training that diverged, a checkpoint that cannot be written.
     """
+    with Goodput() as goodput:
+        return _train(experiment, config_text, title, goodput)
+
+
+def _train(experiment: Experiment, config_text: str, title: str, goodput: Goodput) -> Evaluation | None:
     settings, first = experiment.train, partitioning.is_first()
     root = Path(settings.model_dir)
     check_batching(experiment)
@@ -306,6 +317,7 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
     else:
         wanted = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
         state, record = checkpointer.restore(wanted)
+        goodput.carry(record.get("spent", {}))
         if state.step > settings.steps:
             raise UserError(
                 f"The run in {root} has trained to step {int(state.step):,} already, more than its TRAIN_STEPS "
@@ -350,7 +362,7 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
     during = dataclasses.replace(experiment.evaluate, control=False)
     sharding = partitioning.batch_sharding(mesh)
     mine = partitioning.local_rows(sharding, settings.batch_size)
-    metrics = Metrics(settings.model_dir, int(state.step))
+    metrics, lost = Metrics(settings.model_dir, int(state.step)), False
     try:
         with partitioning.activate(mesh):
             state, seconds = fit(
@@ -366,16 +378,26 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
                 tasks_of=lambda n: [task for task, *_ in stream.drawn(n)],
                 examples_per_row=fill["examples_per_row"],
                 progress=first,
+                goodput=goodput,
             )
         if not groups:
             if first:
                 print(f"Trained {settings.steps:,} steps in {seconds / 60:.1f} minutes; no evaluation is configured.")
+                print(f"All time: {goodput}.")
             return None
-        evaluation = scores(state, experiment.evaluate, first, root / "predictions.jsonl")
+        with goodput.spend("eval"):
+            evaluation = scores(state, experiment.evaluate, first, root / "predictions.jsonl")
         metrics.write(settings.steps, {**evaluation.summary(), "final": True})
+    except Exception as e:
+        if lost := distributed.is_loss(e):
+            saved = checkpointer.latest()
+            kept = "no step is saved" if saved is None else f"step {saved:,} is saved"
+            raise PeerLost(f"{distributed.loss(e)}; {kept}, and the same command, on all, goes on.") from e
+        raise
     finally:
         metrics.close()
-        checkpointer.close()
+        if not lost:  # closing waits for the other processes
+            checkpointer.close()
     if not first:
         return evaluation
     table = report.write(
@@ -388,9 +410,10 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
         train_tasks=len(stream.tasks),
         steps=settings.steps,
         losses=evaluation.losses,
+        spent={kind: round(value, 2) for kind, value in goodput.seconds().items()},
     )
     print(table, end="")
-    print(f"\n{seconds / 60:.1f} minutes of training. Picture: {root / 'results.png'}")
+    print(f"\n{seconds / 60:.1f} minutes of training. All time: {goodput}. Picture: {root / 'results.png'}")
     return evaluation
 
 

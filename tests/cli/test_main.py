@@ -7,7 +7,7 @@ import sys
 import pytest
 from zeroprompt_jax import config
 from zeroprompt_jax.cli import main as cli
-from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.errors import Stopped, UserError
 
 HEAVY = ("jax", "numpy", "flax", "tensorflow", "seqio", "matplotlib", "gin", "grain", "torch")
 
@@ -109,6 +109,8 @@ def test_how_a_verb_ends_is_the_exit_code(verb, capsys):
     assert cli.main(["probe"]) == 5
     verb.does = raises(UserError("It is wrong."))
     assert cli.main(["probe"]) == 2 and capsys.readouterr().err == "zeroprompt: error: It is wrong.\n"
+    verb.does = raises(Stopped("It goes on."))
+    assert cli.main(["probe"]) == 75 and capsys.readouterr().err == "zeroprompt: It goes on.\n"
     verb.does = raises(KeyboardInterrupt())
     assert cli.main(["probe"]) == 130
     verb.does = raises(ZeroDivisionError())  # a defect of ours keeps its traceback

@@ -175,11 +175,13 @@ def test_a_full_disk_loses_nothing(tmp_path, kind):
         good = state_of(PARAMS, step=5)
         checkpointer.save(good, {"seconds": 1.0})
         checkpointer.wait()
+        assert [checkpointer.saved(), checkpointer.saved()] == [5, None]  # told once
         if limit:
             limit()
         with pytest.raises(UserError, match="Saving step 10 to .* failed .*the checkpoint of step 5 is intact"):
             checkpointer.save(state_of(big, step=10), {})
             checkpointer.wait()
+        assert checkpointer.saved() is None
         with contextlib.suppress(UserError):
             checkpointer.close()
         again = Checkpointer(folder)

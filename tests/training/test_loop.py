@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import signal
+import time
 import types
 
 import jax
@@ -13,10 +16,11 @@ import small_model
 from zeroprompt_jax.data import cache, cards
 from zeroprompt_jax.data.batches import Features, TrainStream
 from zeroprompt_jax.data.vocabulary import load_vocabulary
-from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.errors import Stopped, UserError
 from zeroprompt_jax.methods.full import Full
 from zeroprompt_jax.training import loop, state as states
 from zeroprompt_jax.training.checkpoint import Checkpointer
+from zeroprompt_jax.training.goodput import Goodput
 from zeroprompt_jax.training.loop import Diverged, Metrics, Prefetch, Train, fit
 from zeroprompt_jax.training.optimizer import Optimizer, Schedule
 from zeroprompt_jax.training.step import make_train_step
@@ -43,11 +47,12 @@ def train_step():
     return small_model.jit(make_train_step(CONFIG, Full(), TX, rate, seed=7), donate_argnums=0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def attempt(store, train_step):
-    """attempt(folder, make=…) runs what one process would: everything is opened anew. Returns the last state."""
+    """attempt(folder, make=…) runs what one process would: everything is opened anew. Returns the last state. before: called
+    with the number of every update and of every evaluation, before it."""
 
-    def run(folder, make=None, steps=STEPS, examples_per_row=1.0, **settings):
+    def run(folder, make=None, steps=STEPS, examples_per_row=1.0, before=lambda what, n: None, goodput=None, **settings):
         stream = TrainStream(store, dict.fromkeys(store.tasks, 1 / 3), Features(24, 4), 8, seed=3, window=2)
         train = Train(str(folder), steps, 8, log_every=2, **{"save_every": 5, "eval_every": 4, **settings})
         checkpointer = Checkpointer(str(folder), train.keep)
@@ -56,13 +61,21 @@ def attempt(store, train_step):
             placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
             state, record = checkpointer.restore(placed)
         metrics = Metrics(str(folder), int(state.step))
-        mean = lambda state: {"probe/mean": float(jnp.mean(state.params["backbone/token_embedder/embedding"]))}
+
+        def mean(state):
+            before("evaluation", int(state.step))
+            return {"probe/mean": float(jnp.mean(state.params["backbone/token_embedder/embedding"]))}
+
+        def update(state, *rest):
+            before("update", int(state.step) + 1)
+            return train_step(state, *rest)
+
         try:
             return fit(
                 train,
                 state,
                 {},
-                train_step,
+                update,
                 (lambda n: stream.batch(n)) if make is None else (lambda n: make(n, stream.batch(n))),
                 checkpointer,
                 metrics,
@@ -71,6 +84,7 @@ def attempt(store, train_step):
                 tasks_of=lambda n: [task for task, *_ in stream.drawn(n)],
                 examples_per_row=examples_per_row,
                 progress=False,
+                goodput=goodput,
             )[0]
         finally:
             metrics.close()
@@ -79,10 +93,17 @@ def attempt(store, train_step):
     return run
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(attempt, tmp_path_factory):
+    """(folder, last state) of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    return folder, attempt(folder)
+
+
 def lines(folder):
     """What metrics.jsonl holds, without the times."""
     read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in read]
+    return [{k: v for k, v in line.items() if k.split("/")[0] not in TIMES} for line in read]
 
 
 def stop_at(number):
@@ -94,8 +115,8 @@ def stop_at(number):
     return make
 
 
-def test_stopped_and_resumed_is_never_stopped(attempt, tmp_path):
-    whole = attempt(tmp_path / "whole")
+def test_stopped_and_resumed_is_never_stopped(attempt, tmp_path, uninterrupted):
+    folder, whole = uninterrupted
     for name, stops in (("once", (7,)), ("often", (2, 5, 11))):
         for number in stops:
             with pytest.raises(KeyboardInterrupt):
@@ -103,13 +124,71 @@ def test_stopped_and_resumed_is_never_stopped(attempt, tmp_path):
         assert lines(tmp_path / name)[-1]["step"] <= stops[-1]
         parts = attempt(tmp_path / name)
         assert small_model.same_bits(parts, whole) and int(whole.step) == STEPS
-        assert lines(tmp_path / name) == lines(tmp_path / "whole")
-    steps = [line["step"] for line in lines(tmp_path / "whole") if "loss" in line]
+        assert lines(tmp_path / name) == lines(folder)
+    steps = [line["step"] for line in lines(folder) if "loss" in line]
     assert steps == [2, 4, 6, 8, 10, 12]
-    assert [line["step"] for line in lines(tmp_path / "whole") if "probe/mean" in line] == [0, 4, 8]
+    assert [line["step"] for line in lines(folder) if "probe/mean" in line] == [0, 4, 8]
     # Another stream is another run: the comparison above can fail.
     other = attempt(tmp_path / "other", lambda n, batch: {k: v[::-1] for k, v in batch.items()} if n == 3 else batch)
     assert not small_model.same_bits(other.params, whole.params)
+
+
+@pytest.mark.parametrize("asked", [("update", 8), ("evaluation", 4), ("update", STEPS)])
+def test_sigterm_saves_the_step_at_hand_and_stops(attempt, tmp_path, uninterrupted, asked):
+    def before(what, n):
+        if (what, n) == asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    listening = signal.getsignal(signal.SIGTERM)
+    step = asked[1] + (asked[0] == "evaluation")
+    with pytest.raises(Stopped, match=f"^SIGTERM stopped this run; step {step} of {STEPS} is saved, and the same"):
+        attempt(tmp_path / "stopped", before=before)
+    assert signal.getsignal(signal.SIGTERM) is listening
+    checkpointer = Checkpointer(str(tmp_path / "stopped"))
+    assert checkpointer.latest() == step
+    checkpointer.close()
+    # Step 8 is one to evaluate after: there was no time for it, so the resumed run does it.
+    folder, whole = uninterrupted
+    assert small_model.same_bits(attempt(tmp_path / "stopped"), whole)
+    assert lines(tmp_path / "stopped") == lines(folder)
+
+
+def test_seconds_by_kind_are_where_the_time_went_and_sum_to_it(attempt, tmp_path):
+    updates = [0]
+
+    def make(n, batch):
+        while updates[0] < n:  # nothing is made in advance
+            time.sleep(0.01)
+        time.sleep(0.15)
+        return batch
+
+    def before(what, n):
+        if what == "evaluation":
+            time.sleep(0.2)
+        else:
+            updates[0] = n
+
+    began = time.monotonic()
+    with Goodput() as goodput:
+        attempt(tmp_path, make, steps=6, eval_every=4, before=before, goodput=goodput)
+        spent, wall = goodput.seconds(), time.monotonic() - began
+    assert sum(spent.values()) == pytest.approx(wall, rel=0.02)
+    assert spent["data"] > 0.25 and spent["eval"] > 0.35 and spent["save"] > 0
+    assert all(seconds >= 0 for seconds in spent.values())
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {f"seconds/{kind}" for kind in spent} <= last.keys() and last["seconds/data"] <= spent["data"]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_profile_of_some_steps(attempt, tmp_path, resumed):
+    if resumed:
+        with pytest.raises(KeyboardInterrupt):
+            attempt(tmp_path, stop_at(3), steps=4, save_every=2)
+    attempt(tmp_path, steps=4, save_every=2, profile_steps=(2, 3))
+    (trace,) = (tmp_path / "profile").glob("plugins/profile/*/*.xplane.pb")
+    events = [e for plane in jax.profiler.ProfileData.from_file(str(trace)).planes for l in plane.lines for e in l.events]
+    found = [dict(event.stats)["step_num"] for event in events if event.name == "train"]
+    assert found == ([3] if resumed else [2, 3])
 
 
 def test_examples_per_second_counts_the_examples_of_packed_rows(attempt, tmp_path, monkeypatch):
@@ -219,6 +298,8 @@ def test_when_checkpoints_are_written(every, steps):
         ({"steps": 0}, "Train.steps is 0; it must be at least 1."),
         ({"save_every": 0}, "Train.save_every is 0; it must be at least 1."),
         ({"save_every": (4, 0)}, r"Train.save_every is \(4, 0\); it must be at least 1."),
+        ({"profile_steps": (3, 2)}, r"Train.profile_steps is \(3, 2\); it must be the first and the last step of the profile"),
+        ({"profile_steps": (3, 11)}, "from 1 to 10."),
         ({"accumulate": 3}, "Train.batch_size 64 does not divide into 3 micro-batches."),
     ],
 )

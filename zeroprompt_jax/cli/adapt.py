@@ -3,6 +3,7 @@
 import argparse
 
 from zeroprompt_jax import config
+from zeroprompt_jax.cli import runs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +16,7 @@ def run(args: argparse.Namespace) -> int:
     from zeroprompt_jax.training import partitioning
 
     study = config.make("AdaptationStudy")
+    runs.begin()
     rows = [arm.rows for arm in (*study.stages.values(), *study.arms.values())]  # of a task; a batch has a multiple
     partitioning.split_cpu(study.base.mesh, *rows, study.base.evaluate.batch_size)
     adaptation.run(study, " ".join(["zeroprompt adapt", *(f"--gin_file={name}" for name in args.gin_file)]))

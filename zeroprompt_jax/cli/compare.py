@@ -4,6 +4,7 @@ stopped comparison."""
 import argparse
 
 from zeroprompt_jax import config
+from zeroprompt_jax.cli import runs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +18,7 @@ def run(args: argparse.Namespace) -> int:
     from zeroprompt_jax.training import partitioning
 
     study = config.make("Comparison")
+    runs.begin()
     every = [*study.stages.values(), *study.arms.values()]
     partitioning.split_cpu(every[0].mesh, *(size for made in every for size in experiment.divided(made).values()))
     comparison.run(study, " ".join(["zeroprompt compare", *(f"--gin_file={name}" for name in args.gin_file)]))

@@ -16,5 +16,6 @@ def run(args: argparse.Namespace) -> int:
     settings = runs.load(args)
     from zeroprompt_jax import experiment
 
+    runs.begin()
     experiment.evaluate_run(settings, args.mixture, args.module, args.split, args.output, args.checkpoint)
     return 0

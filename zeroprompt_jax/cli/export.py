@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     settings = runs.load(args)
     from zeroprompt_jax import export
 
+    runs.begin()
     if args.format == "hf":
         print(", ".join(map(str, export.export_backbone(settings, args.output, args.dtype, args.checkpoint))))
         return 0

@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     settings = runs.load(args)
     from zeroprompt_jax import experiment, export
 
+    runs.begin()
     made = export.predictor(settings, args.task_file, args.checkpoint) if args.task_file else None
     count = experiment.infer_run(
         settings, args.output, args.input, args.task, args.split, args.module, args.checkpoint, made, **keeping

@@ -4,11 +4,12 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
 import zeroprompt_jax
-from zeroprompt_jax.errors import UserError, nearest, sentence, unknown
+from zeroprompt_jax.errors import PeerLost, Stopped, UserError, nearest, sentence, unknown
 
 VERBS = {
     "train": "train a model, evaluate it, and report a table and its picture; the same command resumes",
@@ -86,7 +87,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns 0; 2 after a mistake of the user's, told in one sentence; 130 when interrupted."""
+    """Runs one command. Returns 0; 2 after a mistake of the user's, told in one sentence; 75 when it was stopped and goes
+    on when started again; 130 when interrupted. One of several processes that fails ends at once."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview())
@@ -103,14 +105,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.run(args)
     except UserError as e:
         print(f"zeroprompt: error: {sentence(e)}", file=sys.stderr)
-        return 2
+        return _leave(2)
+    except Stopped as e:
+        print(f"zeroprompt: {e}", file=sys.stderr)
+        return _leave(75) if isinstance(e, PeerLost) else 75
     except KeyboardInterrupt:
         print("zeroprompt: interrupted", file=sys.stderr)
-        return 130
+        return _leave(130)
     except BrokenPipeError:
         # The reader (head, less) has left; keep the interpreter from complaining when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception as e:
+        if not _several():
+            raise
+        from zeroprompt_jax.training import distributed
+
+        if distributed.is_loss(e):
+            print(f"zeroprompt: {distributed.loss(e)}; start all of them again.", file=sys.stderr)
+            return _leave(75)
+        traceback.print_exc()
+        return _leave(1)
+
+
+def _several() -> bool:
+    """Whether this is one of several processes of a run."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def _leave(code: int) -> int:
+    """The exit code, returned in a run of one process; of several, this one ends here."""
+    if _several():
+        from zeroprompt_jax.training import distributed
+
+        distributed.leave(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     settings = config.make(RECYCLERS[args.recycler]), config.make("recyclers.EnglishWords")
     from zeroprompt_jax import recycle
 
+    runs.begin()
     source = runs.at(args.source) if Path(args.source).is_dir() else args.source
     if isinstance(source, str) and args.task:
         raise UserError("--task chooses among a run's tasks; the source here is a file.")
@@ -85,6 +86,7 @@ def _sweep(args: argparse.Namespace) -> int:
     from zeroprompt_jax.training import partitioning
 
     study = config.make("RecyclingStudy")
+    runs.begin()
     partitioning.split_cpu(
         study.base.mesh, study.rows, study.pretraining.train.batch_size, study.base.evaluate.batch_size
     )

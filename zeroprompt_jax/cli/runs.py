@@ -1,4 +1,4 @@
-"""Options of the verbs that read a finished or running run."""
+"""What verbs share: the options of those that read a finished or running run, and how those that compute begin."""
 
 import argparse
 import dataclasses
@@ -7,6 +7,14 @@ from pathlib import Path
 
 from zeroprompt_jax import config
 from zeroprompt_jax.errors import UserError, nearest
+
+
+def begin() -> None:
+    """Before JAX is first used: joins the run's other processes, if there are any, and keeps what will be compiled."""
+    from zeroprompt_jax.training import compilation_cache, distributed
+
+    compilation_cache.keep()
+    distributed.start()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 import argparse
 
 from zeroprompt_jax import config
+from zeroprompt_jax.cli import runs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,5 +15,6 @@ def run(args: argparse.Namespace) -> int:
     from zeroprompt_jax.search import prompt_search
 
     study = config.make("PromptSearch")
+    runs.begin()
     prompt_search.run(study, " ".join(["zeroprompt search", *(f"--gin_file={name}" for name in args.gin_file)]))
     return 0

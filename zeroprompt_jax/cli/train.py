@@ -3,6 +3,7 @@
 import argparse
 
 from zeroprompt_jax import config
+from zeroprompt_jax.cli import runs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +16,7 @@ def run(args: argparse.Namespace) -> int:
     from zeroprompt_jax.training import partitioning
 
     settings = config.make("Experiment")
+    runs.begin()
     partitioning.split_cpu(settings.mesh, *experiment.divided(settings).values())
     title = " ".join(["zeroprompt train", *(f"--gin_file={name}" for name in args.gin_file)])
     experiment.train(settings, config.resolved(), f"{title} ({settings.train.steps:,} steps)")

@@ -24,8 +24,8 @@ from zeroprompt_jax.experiment import Experiment
 from zeroprompt_jax.training import checkpoint
 
 _STAGE = "stage:"
-# Where results are and what they are computed on does not tell one configuration from another.
-_PLACES = ("model_dir", "cache_dir", "mesh", "keep", "save_every")
+# Where results are, what they are computed on and what is recorded besides does not tell one configuration from another.
+_PLACES = ("model_dir", "cache_dir", "mesh", "keep", "save_every", "profile_steps")
 # What there is once something was trained or measured.
 _RESULTS = ("checkpoints", "records.jsonl", "models", "tasks")
 _FILE = "records.jsonl"

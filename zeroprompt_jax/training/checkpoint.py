@@ -57,6 +57,14 @@ class Checkpointer:
         self._guard(lambda: self._manager.save(step, args=args), step)
         self._pending = step
 
+    def saved(self) -> int | None:
+        """The step of the save begun last, once it is whole on disk; each is told once. Never waits."""
+        path = self.directory / str(self._pending)  # renamed when whole, or marked where there is no renaming
+        if self._pending is None or not (path.exists() and ocp.utils.is_checkpoint_finalized(path)):
+            return None
+        step, self._pending = self._pending, None
+        return step
+
     def wait(self) -> None:
         """Waits until the last save is on disk; raises UserError if it failed, naming what is still there."""
         self._guard(self._manager.wait_until_finished, self._pending)

@@ -1,6 +1,7 @@
 """The training loop: prefetch, step, log, evaluate, save. Knows neither tasks nor configs."""
 
 import collections
+import contextlib
 import dataclasses
 import json
 import queue
@@ -15,8 +16,10 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.errors import Stopped, UserError
 from zeroprompt_jax.training.checkpoint import Checkpointer
+from zeroprompt_jax.training.distributed import Preemption
+from zeroprompt_jax.training.goodput import Goodput
 from zeroprompt_jax.training.partitioning import is_first
 from zeroprompt_jax.training.state import Flat, State
 
@@ -32,9 +35,10 @@ class Train:
     """How long and how often. Counts are in steps, one step being one update from one batch.
 
     batch_size is global, over all devices and micro-batches. eval_every None evaluates at the end only; save_every None
-    saves at the end only, and several numbers after these steps too. initial_checkpoint_path: parameters to start from (a run's MODEL_DIR or one step of it, or a
-    backbone: 'packaged:t5_tiny' or a directory in Hugging Face layout), as far as initial_checkpoint_regex matches their
-    paths, such as 'backbone/.*'.
+    saves at the end only, and several numbers after these steps too. initial_checkpoint_path: parameters to start from
+    (a run's MODEL_DIR or one step of it, or a backbone: 'packaged:t5_tiny' or a directory in Hugging Face layout), as far as
+    initial_checkpoint_regex matches their paths, such as 'backbone/.*'. profile_steps: the first and the last step of a
+    profile that TensorBoard and XProf read, of the first process' devices, in MODEL_DIR/profile.
     """
 
     model_dir: str
@@ -48,6 +52,7 @@ class Train:
     keep: int = 2
     initial_checkpoint_path: str | None = None
     initial_checkpoint_regex: str = ".*"
+    profile_steps: Sequence[int] | None = None
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep", "eval_every", "save_every"):
@@ -56,11 +61,26 @@ class Train:
                 raise UserError(f"Train.{name} is {value}; it must be at least 1.")
         if self.batch_size % self.accumulate:
             raise UserError(f"Train.batch_size {self.batch_size} does not divide into {self.accumulate} micro-batches.")
+        if self.profile_steps is not None and (
+            len(self.profile_steps) != 2 or not 1 <= self.profile_steps[0] <= self.profile_steps[1] <= self.steps
+        ):
+            raise UserError(
+                f"Train.profile_steps is {self.profile_steps}; it must be the first and the last step of the profile, from "
+                f"1 to {self.steps}."
+            )
 
     def saves(self, step: int) -> bool:
         """Whether a checkpoint is written after this step."""
         every = self.save_every or ()
         return step == self.steps or (step % every == 0 if isinstance(every, int) else step in every)
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the run is evaluated after this step, the last one's final evaluation apart."""
+        return bool(self.eval_every) and step % self.eval_every == 0 and step < self.steps
+
+    def profiles(self, step: int) -> bool:
+        """Whether this step is part of the profile."""
+        return self.profile_steps is not None and self.profile_steps[0] <= step <= self.profile_steps[1]
 
 
 class Metrics:
@@ -68,8 +88,8 @@ class Metrics:
     the first process of a run alone.
 
     Opening at a step drops what a killed run wrote beyond it, its final evaluation included: the resumed run writes those
-    lines again. Every number but the times (`seconds`, `examples_per_second`) is then what an uninterrupted run would
-    have written.
+    lines again. Every number but the times (`seconds`, `seconds/…`, `examples_per_second`) is then what an uninterrupted
+    run would have written.
     """
 
     def __init__(self, model_dir: str, step: int):
@@ -169,6 +189,29 @@ class _Window:
         return {name: total / self.steps for name, total in self.sums.items()}
 
 
+class _Profile:
+    """The profile of some steps: begun before the first that this attempt runs, written after the last."""
+
+    def __init__(self, settings: Train):
+        self._settings, self._running = settings, False
+
+    def at(self, step: int) -> bool:
+        """Whether the profile begins or ends with this step, so that all before it must be done."""
+        return is_first() and self._settings.profiles(step) != self._running
+
+    def turn(self) -> None:
+        """Begins or ends it."""
+        if self._running:
+            jax.profiler.stop_trace()
+        else:
+            jax.profiler.start_trace(str(epath.Path(self._settings.model_dir) / "profile"))
+        self._running = not self._running
+
+    def close(self) -> None:
+        if self._running:
+            self.turn()
+
+
 def fit(
     settings: Train,
     state: State,
@@ -183,8 +226,11 @@ def fit(
     tasks_of: Callable[[int], list[str]] = lambda n: [],
     examples_per_row: float = 1.0,
     progress: bool = True,
+    goodput: Goodput | None = None,
 ) -> tuple[State, float]:
     """Trains from state.step to settings.steps. Returns the last state and the seconds spent, earlier attempts included.
+
+    SIGTERM stops it after the step at hand, which is saved.
 
     Args:
       train_step: jitted (state, frozen, batch) -> (state, metrics); the state is donated.
@@ -193,12 +239,14 @@ def fit(
       evaluate: called every `eval_every` steps; its scalars go to the metrics.
       tasks_of: batch number -> names of its tasks, for the message when training diverges.
       examples_per_row: of packed batches, so that `examples_per_second` counts examples.
-      progress: show a bar, and what every evaluation found.
+      progress: show a bar, what every evaluation found, and each step that is saved once it is on disk.
+      goodput: takes what was spent on what.
 
     Raises:
+      Stopped: by SIGTERM.
       Diverged: at the first step whose loss or gradient norm is not finite; nothing from that step on is saved.
     """
-    record = dict(record or {})
+    record, goodput = dict(record or {}), goodput or Goodput()
     start = int(state.step)
     window = _Window(record.get("window", {}))
     earlier, began = record.get("seconds", 0.0), time.monotonic()
@@ -230,39 +278,78 @@ def fit(
         bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:,.0f} examples/s", refresh=False)
         bar.update()
         if step % settings.log_every == 0 or step == settings.steps:
-            metrics.write(step, {**window.means(), "examples_per_second": rate, "seconds": seconds()})
+            spent = {f"seconds/{kind}": value for kind, value in goodput.seconds().items()}
+            metrics.write(step, {**window.means(), "examples_per_second": rate, "seconds": seconds(), **spent})
             window.__init__({})
 
     def evaluate_at(step: int) -> None:
         paused = time.monotonic()
-        scores = dict(evaluate(state))
+        with goodput.spend("eval"):
+            scores = dict(evaluate(state))
         metrics.write(step, scores)
         if progress:
             bar.write("  ".join([f"step {step}:", *(f"{k} {v:.3f}" for k, v in scores.items())]), file=sys.stderr)
         window.started += time.monotonic() - paused
 
+    def tell_saved() -> None:
+        if progress and (saved := checkpointer.saved()) is not None:
+            bar.write(f"Saved step {saved:,}.", file=sys.stderr)
+
+    def save(step: int, evaluates: bool) -> None:
+        with goodput.spend("save"):
+            checkpointer.wait()
+            tell_saved()
+            spent = {"seconds": seconds(), "spent": goodput.seconds()}
+            checkpointer.save(state, {"window": window.record(), "evaluates": evaluates, **spent})
+
     waiting = None
-    try:
-        if start == 0 and evaluate is not None and settings.eval_every:
-            evaluate_at(0)
+    profile = _Profile(settings)
+
+    def catch_up() -> None:
+        """Waits for the device and takes in what the last step found."""
+        nonlocal waiting
+        if waiting:
+            finish(*waiting)
+        waiting = None
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(bar.close)
+        stack.callback(feed.close)
+        stack.callback(profile.close)
+        stack.enter_context(goodput.spend("step"))
+        preemption = stack.enter_context(Preemption(start))
+        # What a preempted run had yet to evaluate is evaluated now.
+        if evaluate is not None and (settings.evaluates(0) if start == 0 else record.get("evaluates")):
+            evaluate_at(start)
         for step in range(start + 1, settings.steps + 1):
-            state, device_metrics = train_step(state, frozen, feed.next())
+            with goodput.spend("data"):
+                batch = feed.next()
+            if profile.at(step):
+                catch_up()
+                profile.turn()
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, device_metrics = train_step(state, frozen, batch)
             # One step late: the host reads the last step's metrics while the device runs this one.
-            if waiting:
-                finish(*waiting)
+            catch_up()
             waiting = (step, device_metrics)
-            last = step == settings.steps
-            evaluates = evaluate is not None and settings.eval_every and step % settings.eval_every == 0 and not last
-            saves = settings.saves(step)
+            tell_saved()
+            preempted = preemption.reached(step)
+            evaluates = evaluate is not None and settings.evaluates(step)
+            saves = settings.saves(step) or preempted
             if evaluates or saves:
-                finish(*waiting)
-                waiting = None
-            if evaluates:
+                catch_up()
+            if evaluates and not preempted:
                 evaluate_at(step)
             if saves:
-                checkpointer.save(state, {"window": window.record(), "seconds": seconds()})
-        checkpointer.wait()
-    finally:
-        feed.close()
-        bar.close()
+                save(step, evaluates and preempted)
+            if preempted:
+                with goodput.spend("save"):
+                    checkpointer.wait()
+                tell_saved()
+                raise Stopped(
+                    f"SIGTERM stopped this run; step {step:,} of {settings.steps:,} is saved, and the same command goes on."
+                )
+        with goodput.spend("save"):
+            checkpointer.wait()
+        tell_saved()
     return state, seconds()

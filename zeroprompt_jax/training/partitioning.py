@@ -70,7 +70,10 @@ class Mesh:
 def split_cpu(mesh: Mesh, *batch_sizes: int) -> None:
     """Makes JAX see a CPU as several devices, one a core as far as the batches divide: on small models data parallelism
     over cores trains much faster than one device that spreads each product over them. Accelerators are untouched.
-    Must run before JAX is first used; does nothing later, or where the user has set the number of CPU devices."""
+    Must run before JAX is first used; does nothing later, where the user has set the number of CPU devices, or in one of
+    several processes."""
+    if jax.distributed.is_initialized():
+        return
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or jax.config.jax_num_cpu_devices > 0:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
