@@ -30,17 +30,20 @@ class Plan:
     """What the compiler makes of one step.
 
     Attributes:
-      step: `train`, `score`, `decode` or `modules`.
+      step: `train`, `score` (the log-likelihoods of four answer options), `decode` or, of what reads instructions,
+        `modules` (made once per task).
+      mesh: sizes of its axes.
       rows: of its batch, on all chips together.
       fits: whether it fits into a chip's memory.
       memory: bytes on a chip: `parameters`, `optimizer` and `batch` by their shapes; as the compiler lays them out,
         padded, `arguments`, `temporaries` (activations and gradients among them), `outputs`, `code` and their sum `peak`.
-        Where it does not fit, the shapes' and the `peak` that the compiler asked for.
+        Where it does not fit, the shapes', and the `peak` or the `temporaries` that the compiler asked for.
       prediction: of a chip; None where it does not fit.
       compile_s: seconds that compiling took.
     """
 
     step: str
+    mesh: Mapping[str, int]
     rows: int
     fits: bool
     memory: Mapping[str, int]
@@ -65,7 +68,9 @@ def plan(experiment: Experiment, topology: Topology, steps: Sequence[str] = ()) 
         if name not in STEPS:
             raise unknown("step", name, STEPS)
         if name not in has:
-            raise UserError(f"The method {type(experiment.method).__name__} reads no instruction, so it makes no modules.")
+            raise UserError(
+                f"The method {type(experiment.method).__name__} reads no instruction, so it makes no modules."
+            )
     experiments.check_batching(experiment)
     experiments.check_instructions(experiment)
     experiment.optimizer.schedule.build(experiment.train.steps)
@@ -85,15 +90,19 @@ def _plan(step: str, experiment: Experiment, topology: Topology, model: Model) -
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as e:
-            asked = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", str(e))
+            # Temporaries alone where these are too many, else everything.
+            asked = re.search(
+                r"HLO temporaries \(([\d.]+)([KMGT]?)\)|Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", str(e)
+            )
             if asked is None:
                 raise
-            sizes["peak"] = round(float(asked[1]) * 2 ** (10 * " KMGT".index(asked[2] or " ")))
-            return Plan(step, rows, False, sizes, None, time.monotonic() - began)
+            part, (number, unit) = ("temporaries", asked.groups()[:2]) if asked[1] else ("peak", asked.groups()[2:])
+            sizes[part] = round(float(number) * 2 ** (10 * " KMGT".index(unit or " ")))
+            return Plan(step, dict(model.mesh.shape), rows, False, sizes, None, time.monotonic() - began)
     spent = time.monotonic() - began
     sizes |= prediction.memory(compiled)
     found = prediction.predict(hlo.read(compiled.as_text()), topology.chip)
-    return Plan(step, rows, sizes["peak"] <= topology.chip.hbm_bytes, sizes, found, spent)
+    return Plan(step, dict(model.mesh.shape), rows, sizes["peak"] <= topology.chip.hbm_bytes, sizes, found, spent)
 
 
 # The steps: each returns what was lowered, the number of rows, and what it is given, by name.
@@ -203,7 +212,6 @@ def record(plans: Sequence[Plan], experiment: Experiment, topology: Topology, ti
     return {
         "title": title,
         "topology": str(topology),
-        "mesh": {name: getattr(experiment.mesh, name) for name in partitioning.MESH_AXES},
         "chip": dataclasses.asdict(topology.chip),
         "method": type(experiment.method).__name__,
         "lengths": dict(experiment.data.feature_lengths),
@@ -212,7 +220,8 @@ def record(plans: Sequence[Plan], experiment: Experiment, topology: Topology, ti
 
 
 def _record(one: Plan) -> dict[str, Any]:
-    head = {"step": one.step, "rows": one.rows, "fits": one.fits, "bytes": dict(one.memory), "compile_s": one.compile_s}
+    head = {"step": one.step, "mesh": dict(one.mesh), "rows": one.rows, "fits": one.fits, "bytes": dict(one.memory)}
+    head["compile_s"] = one.compile_s
     found = one.prediction
     if found is None:
         return head
@@ -229,13 +238,15 @@ def _record(one: Plan) -> dict[str, Any]:
     }
 
 
-def table(plans: Sequence[Plan], experiment: Experiment, topology: Topology) -> str:
+def table(plans: Sequence[Plan], topology: Topology) -> str:
     """The printed report."""
     chip, chips = topology.chip, math.prod(topology.shape) * topology.slices
     giga = lambda size: f"{size / 2**30:,.3g}" if size is not None else ""
     head = ["GiB per chip", "fits", *_MEMORY]
     lines = [[p.step, "yes" if p.fits else "no", *(giga(p.memory.get(name)) for name in _MEMORY)] for p in plans]
-    out = [f"{topology}: {chips:,} chips of {giga(chip.hbm_bytes)} GiB.", "", *report.align([head, *lines]), ""]
+    axes = dict.fromkeys(", ".join(f"{axis} {n}" for axis, n in p.mesh.items() if n > 1) for p in plans)
+    mesh = "".join(f"; {shown}" for shown in axes if shown)
+    out = [f"{topology}: {chips:,} chips of {giga(chip.hbm_bytes)} GiB{mesh}.", "", *report.align([head, *lines]), ""]
     head = ["per chip", "rows in all", "TFLOP", "M cycles", "ms", "rows/s in all", "utilisation", "exchanged MB"]
     lines = []
     for p in plans:
@@ -257,7 +268,8 @@ _MEMORY = ("parameters", "optimizer", "batch", "arguments", "temporaries", "outp
 def _details(one: Plan) -> list[str]:
     found = one.prediction
     if found is None:
-        return [f"{one.step} does not fit: the compiler asks for {one.memory['peak'] / 2**30:,.3g} GiB.", ""]
+        what = "temporaries" if "temporaries" in one.memory else "peak"
+        return [f"{one.step} does not fit: the compiler asks for {one.memory[what] / 2**30:,.3g} GiB ({what}).", ""]
     ms = lambda seconds: f"{1e3 * seconds:,.4g}"
     out = [f"{one.step}: " + ", ".join(f"{kind} {ms(s)} ms" for kind, s in found.parts.items()) + "."]
     rows = [[c["name"], f"{c['runs']:,}", f"{c['bytes'] / 1e6:,.4g}", ms(c["seconds"])] for c in found.collectives()]
@@ -266,7 +278,9 @@ def _details(one: Plan) -> list[str]:
     rows = [[c["name"], f"{c['runs']:,}", f"{c['bytes'] / 1e6:,.4g}", ms(c["seconds"])] for c in found.opaque()]
     if rows:
         out += ["", *report.align([["opaque kernel, by roofline", "runs", "MB", "ms"], *rows])]
-    rows = [[c["source"], c["line"], f"{c['runs']:,}", ms(c["seconds"]), f"{c['share']:.1%}"] for c in found.costliest()]
+    rows = [
+        [c["source"], c["line"], f"{c['runs']:,}", ms(c["seconds"]), f"{c['share']:.1%}"] for c in found.costliest()
+    ]
     out += ["", *report.align([["costliest", "line", "runs", "ms", "share"], *rows])]
     for source in found.unbounded:
         out.append(f"The loop {source} tells no number of turns; it is counted as one.")

@@ -1,5 +1,5 @@
-"""Compiles an experiment's steps for a TPU slice that is not there: whether they fit into its memory, their predicted time,
-what the chips exchange, and their costliest operations. Needs libtpu (the extra [tpu]) and no TPU."""
+"""Compiles an experiment's steps for a TPU slice that is not there: whether they fit into its memory, their predicted
+time, what the chips exchange, and their costliest operations. Needs libtpu (the extra [tpu]) and no TPU."""
 
 import argparse
 import json
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     mesh = {} if args.mesh is None else {"mesh": Mesh.parse(args.mesh)}
     experiment = config.make("Experiment", **mesh)
     plans = precompile.plan(experiment, topology, args.step)
-    print(precompile.table(plans, experiment, topology), end="")
+    print(precompile.table(plans, topology), end="")
     title = " ".join(["zeroprompt precompile", *(f"--gin_file={name}" for name in args.gin_file)])
     found = precompile.record(plans, experiment, topology, f"{title} --topology={args.topology}")
     Path(args.output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -15,7 +15,8 @@ class Chip:
 
     Attributes:
       flops: peak FLOP/s of bfloat16 products.
-      hbm_bytes, hbm_bandwidth: size, and bytes/s.
+      hbm_bytes: of memory that a program may use.
+      hbm_bandwidth: bytes/s.
       clock: Hz.
       link: bytes/s of one inter-chip link in one direction.
       dimensions: of the torus that slices are cut from.
@@ -29,15 +30,19 @@ class Chip:
     dimensions: int
 
 
-# Google's pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" (cloud.google.com/tpu/docs): peak, memory, its bandwidth, and
-# the interconnect's per chip, over four links (v5e, v6e) or six. They give no clock: it is the peak over what the matrix
-# units do in a cycle (v4: 8 of 128 × 128, as v5p; v5e: 4; v6e: as much as 4 of 256 × 256, by the compiler's own cycles),
-# which for v4 is the 1,050 MHz of Jouppi et al. (2023, table 4).
+def _gib(size: float) -> int:
+    return int(size * 2**30)
+
+
+# Google's pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" (cloud.google.com/tpu/docs): peak, memory bandwidth, and the
+# interconnect's per chip, over four links (v5e, v6e) or six. Usable memory is what libtpu 0.0.42 names where a program
+# does not fit. These pages give no clock: it is the peak over what the matrix units do in a cycle (v4, v5p: 8 of
+# 128 × 128; v5e: 4; v6e: as much as 4 of 256 × 256, by the compiler's own cycles of a large product).
 CHIPS = {
-    "v4": Chip(275e12, 32 * 2**30, 1.228e12, 1.05e9, 50e9, 3),
-    "v5e": Chip(197e12, 16 * 2**30, 0.819e12, 1.5e9, 50e9, 2),
-    "v5p": Chip(459e12, 95 * 2**30, 2.765e12, 1.75e9, 100e9, 3),
-    "v6e": Chip(918e12, 32 * 2**30, 1.64e12, 1.75e9, 100e9, 2),
+    "v4": Chip(275e12, _gib(30.75), 1.228e12, 1.05e9, 50e9, 3),
+    "v5e": Chip(197e12, _gib(15.75), 0.819e12, 1.5e9, 50e9, 2),
+    "v5p": Chip(459e12, _gib(95.74), 2.765e12, 1.75e9, 100e9, 3),
+    "v6e": Chip(918e12, _gib(31.25), 1.64e12, 1.75e9, 100e9, 2),
 }
 
 
@@ -65,7 +70,9 @@ class Topology:
         dimensions = CHIPS[kind].dimensions
         if not colon or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or shape.count("x") + 1 != dimensions:
             example = "x".join(["4"] * dimensions)
-            raise UserError(f"The topology '{text}' is not a {kind} slice: write {kind}:{example}, chips along each side.")
+            raise UserError(
+                f"The topology '{text}' is not a {kind} slice: write {kind}:{example}, chips along each side."
+            )
         if slices < 1:
             raise UserError(f"The number of slices is {slices}; it must be at least 1.")
         return cls(kind, tuple(map(int, shape.split("x"))), slices)
@@ -97,7 +104,9 @@ class Topology:
         if self.slices > 1:
             options["num_slices"] = self.slices
         if not installed():
-            raise UserError("Compiling for TPUs needs libtpu, with or without a TPU: pip install 'zeroprompt_jax[tpu]'.")
+            raise UserError(
+                "Compiling for TPUs needs libtpu, with or without a TPU: pip install 'zeroprompt_jax[tpu]'."
+            )
         try:
             return topologies.get_topology_desc(one, "tpu", **options).devices
         except jax.errors.JaxRuntimeError as e:

@@ -1,4 +1,4 @@
-"""What a compiled program will take on a chip: seconds, products, exchanged bytes and its costliest parts, from its text."""
+"""What a compiled program will take on a chip, from its text: seconds, products, exchanged bytes, its costliest parts."""
 
 import collections
 import dataclasses
@@ -115,7 +115,9 @@ class Prediction:
         found: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
         for operation in self.operations:
             if operation.kind == kind:
-                found[operation.name].update({"runs": operation.runs, "seconds": operation.seconds, **values(operation)})
+                found[operation.name].update(
+                    {"runs": operation.runs, "seconds": operation.seconds, **values(operation)}
+                )
         rows = [{"name": name, **counts} for name, counts in found.items()]
         return sorted(rows, key=lambda row: -row["bytes"])
 
@@ -162,9 +164,12 @@ def _operations(program: Program, run: Run, chip: Chip) -> Iterator[Operation]:
     for where, inner in program.inside(computation, instruction):
         kind = inner.opcode.removesuffix("-start")
         if kind in COLLECTIVES or inner.opcode in _BETWEEN_SLICES:
+            names = (instruction.name, *instruction.called("calls"))
+            if kind == "all-reduce" and any("reduce-scatter" in name for name in names):
+                kind = "reduce-scatter"  # which TPUs write as a fusion of a reduction and a cut
             given = sum(array.nbytes for array in _operands(where, inner))
             seconds = 0.0 if kind in _BETWEEN_SLICES else _exchange(kind, given, _ways(program, inner), chip)
-            beside = inner is not instruction or opcode.endswith("-start") or "async" in computation.name
+            beside = inner.opcode.endswith("-start") or any("async" in name for name in (computation.name, *names))
             spent = {"cycles": None, "flops": 0, "nbytes": 0, "seconds": times * seconds, "beside": beside}
             yield Operation(**common, kind="collective", name=kind, exchanged=times * given, **spent)
             if inner is instruction:
