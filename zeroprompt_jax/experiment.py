@@ -42,7 +42,7 @@ from zeroprompt_jax.training.step import Loss, make_train_step
 
 # A run may be continued with these changed; anything else would make it another experiment.
 _MAY_CHANGE = ("MODEL_DIR", "TRAIN_STEPS", "CACHE_DIR", *(f"Train.{n}" for n in ("model_dir", "steps", "keep")))
-_MAY_CHANGE += ("Train.save_every", "Train.profile_steps", "Data.cache_dir", "Mesh.data", "Mesh.fsdp", "Mesh.model")
+_MAY_CHANGE += ("Train.save_every", "Train.profile_steps", "Data.cache_dir", *(f"Mesh.{n}" for n in partitioning.MESH_AXES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,16 +79,9 @@ def build_model(experiment: Experiment, trained: bool = False) -> Model:
     only what is frozen is read."""
     mesh, method, settings = experiment.mesh.build(), experiment.method, experiment.train
     check_pretrained(experiment)
-    setting = _setting(experiment)
-    keys = jax.random.split(jax.random.key(settings.seed))
-    make_backbone = lambda: states.flatten({"backbone": t5.init(experiment.model, keys[0])})
-    make_method = lambda backbone: states.flatten(
-        {"method": method.init(keys[1], dataclasses.replace(setting, backbone=backbone))}
-    )
-    shapes = jax.eval_shape(make_backbone)
-    shapes |= jax.eval_shape(make_method, states.unflatten(shapes)["backbone"])
-    trains, _ = states.split(shapes, method.trainable)  # an unmatched regex is an error before anything is made
-    shardings = partitioning.param_shardings(shapes, method, mesh)
+    make_backbone, make_method = _making(experiment)
+    planned = abstract_model(experiment, mesh)  # a mistake is an error before anything is made
+    shapes, trains, shardings = planned.params | planned.frozen, planned.params, planned.shardings
     of = lambda kind: {path: sharding for path, sharding in shardings.items() if path.startswith(kind)}
     regex = settings.initial_checkpoint_regex
     if settings.initial_checkpoint_path and not any(re.fullmatch(regex, path) for path in shapes):
@@ -99,8 +92,7 @@ def build_model(experiment: Experiment, trained: bool = False) -> Model:
     loaded = {p for p in shapes if path and re.fullmatch(regex, p) and not (trained and p in trains)}
 
     def load(kind: str) -> Flat:
-        wanted = {p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[p]) for p, leaf in shapes.items()}
-        wanted = {p: leaf for p, leaf in wanted.items() if p in loaded and p.startswith(kind)}
+        wanted = {p: leaf for p, leaf in shapes.items() if p in loaded and p.startswith(kind)}
         return checkpoint.load_params(path, wanted) if wanted else {}
 
     def rest(flat: Flat) -> Flat:
@@ -113,6 +105,32 @@ def build_model(experiment: Experiment, trained: bool = False) -> Model:
         own = jax.jit(make_method, out_shardings=of("method/"))(states.unflatten(flat)["backbone"])
         flat |= own | load("method/")
     params, frozen = states.split(flat, method.trainable)
+    return Model(mesh, params, frozen, shardings)
+
+
+def _making(experiment: Experiment):
+    """(function that makes the backbone's parameters by path, function of the backbone that makes the method's)."""
+    method, setting = experiment.method, _setting(experiment)
+    keys = jax.random.split(jax.random.key(experiment.train.seed))
+
+    def make_method(backbone):
+        return states.flatten({"method": method.init(keys[1], dataclasses.replace(setting, backbone=backbone))})
+
+    return lambda: states.flatten({"backbone": t5.init(experiment.model, keys[0])}), make_method
+
+
+def abstract_model(experiment: Experiment, mesh: jax.sharding.Mesh) -> Model:
+    """The model as shapes on a mesh, whose devices need not be there.
+
+    Raises:
+      UserError: a regex of what trains matches nothing, or a parameter's axis does not divide over the mesh.
+    """
+    make_backbone, make_method = _making(experiment)
+    shapes = jax.eval_shape(make_backbone)
+    shapes |= jax.eval_shape(make_method, states.unflatten(shapes)["backbone"])
+    states.split(shapes, experiment.method.trainable)
+    shardings = partitioning.param_shardings(shapes, experiment.method, mesh)
+    params, frozen = states.split(partitioning.abstract(shapes, shardings), experiment.method.trainable)
     return Model(mesh, params, frozen, shardings)
 
 
@@ -236,11 +254,16 @@ def divided(experiment: Experiment) -> dict[str, int]:
     return {**sizes, "Evaluate.batch_size": experiment.evaluate.batch_size}
 
 
-def check_rows(experiment: Experiment) -> None:
+def check_rows(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
     """Raises UserError where the rows of a batch do not divide over the mesh."""
-    mesh = experiment.mesh.build()
     for what, size in divided(experiment).items():
         partitioning.check_batch(mesh, size, what)
+
+
+def train_step(experiment: Experiment):
+    """(optimizer, jitted step (state, frozen, batch) -> (state, metrics), the state donated)."""
+    e, s = experiment, experiment.train
+    return _train_step(e.model, e.method, e.optimizer, e.loss, s.steps, s.accumulate, s.seed)
 
 
 @functools.lru_cache(maxsize=1)
@@ -280,7 +303,7 @@ def _train(experiment: Experiment, config_text: str, title: str, goodput: Goodpu
         return None
 
     experiment.optimizer.schedule.build(settings.steps)  # mistakes show before anything is cached or compiled
-    check_rows(experiment)
+    check_rows(experiment, experiment.mesh.build())
     experiment.data.register()
     store, vocabulary = experiment.data.open(settings.model_dir, progress=first)
     check_vocabulary(experiment, vocabulary)
@@ -299,15 +322,7 @@ def _train(experiment: Experiment, config_text: str, title: str, goodput: Goodpu
     checkpointer = checkpoint.Checkpointer(settings.model_dir, settings.keep, () if places is None else trained_tasks)
     model = build_model(experiment, trained=checkpointer.latest() is not None)
     mesh = model.mesh
-    tx, step = _train_step(
-        experiment.model,
-        experiment.method,
-        experiment.optimizer,
-        experiment.loss,
-        settings.steps,
-        settings.accumulate,
-        settings.seed,
-    )
+    tx, step = train_step(experiment)
     create = lambda params: states.create(params, tx)
     abstract = jax.eval_shape(create, model.params)
     shardings = partitioning.state_shardings(abstract, model.shardings, mesh)
@@ -315,8 +330,7 @@ def _train(experiment: Experiment, config_text: str, title: str, goodput: Goodpu
     if checkpointer.latest() is None:
         state = jax.jit(create, out_shardings=shardings)(model.params)
     else:
-        wanted = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-        state, record = checkpointer.restore(wanted)
+        state, record = checkpointer.restore(partitioning.abstract(abstract, shardings))
         goodput.carry(record.get("spent", {}))
         if state.step > settings.steps:
             raise UserError(

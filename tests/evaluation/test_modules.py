@@ -110,12 +110,12 @@ def test_what_leaves_the_bank_comes_back_and_nothing_compiles():
     near(cached(kept, (0, 5, 1, 0)), uncached((0, 5, 1, 0)))
     near(cached(kept, (5, 5, 3, 4)), uncached((5, 5, 3, 4)))
     assert kept.generated == 6
-    sizes = modules._generate._cache_size(), kept._write._cache_size(), len(TRACES)
+    sizes = modules.generate_step._cache_size(), kept._write._cache_size(), len(TRACES)
     more = instructed.instructions(6, LENGTH, seed=1)
     for rows in (more[[0, 1, 2, 0]], more[[3, 4, 5, 3]], TASKS[:3], more[:3]):
         outputs(VARIABLES, kept.attach({"instruction_tokens": np.resize(rows, (4, LENGTH))}), strategy=None)
     assert kept.generated == 12
-    assert (modules._generate._cache_size(), kept._write._cache_size(), len(TRACES)) == sizes
+    assert (modules.generate_step._cache_size(), kept._write._cache_size(), len(TRACES)) == sizes
     with pytest.raises(UserError, match="4 different instructions, more than the 3"):
         kept.places(TASKS[:4])
     with pytest.raises(UserError, match="25 tokens, more than the module store's 24"):

@@ -43,7 +43,7 @@ def train(sizes, optimizer: str, accumulate: int = 1):
     state = small_model.jit(lambda params: states.create(params, tx), out_shardings=placed)(FLAT)
     step = small_model.jit(make_train_step(CONFIG, Full(), tx, lambda step: 0.0, accumulate=accumulate), donate_argnums=0)
     batch, losses = partitioning.put_batch(BATCH, partitioning.batch_sharding(mesh)), []
-    assert len({str(s.index) for s in batch["task_ids"].addressable_shards}) == mesh.shape["data"] * mesh.shape["fsdp"]
+    assert len({str(s.index) for s in batch["task_ids"].addressable_shards}) == partitioning.row_ways(mesh)
     with partitioning.activate(mesh):
         for _ in range(5):
             state, metrics = step(state, {}, batch)
@@ -90,12 +90,12 @@ def mistake(action) -> str:
     return "no error"
 
 
-# (data, fsdp, model, optimizer, micro-batches)
-PLANS = {"main": [(4, 1, 2, "sgd", 1), (2, 2, 2, "sgd", 1), (2, 2, 2, "adamw", 1)]}
+# (data, fsdp, model[, replica], optimizer, micro-batches)
+PLANS = {"main": [(2, 1, 2, 2, "sgd", 1), (2, 2, 2, "sgd", 1), (2, 2, 2, "adamw", 1)]}
 PLANS["more"] = [(8, 1, 1, "sgd", 1), (1, 1, 8, "sgd", 1), (4, 1, 2, "sgd", 2)]
-PLANS["more"] += [(4, 1, 2, "adafactor", 1), (2, 2, 2, "adafactor", 1)]
+PLANS["more"] += [(4, 1, 2, "sgd", 1), (4, 1, 2, "adafactor", 1), (2, 2, 2, "adafactor", 1)]
 plan = PLANS[sys.argv[1]]
-alone = {name: train(None, name) for name in dict.fromkeys(row[3] for row in plan)}
+alone = {name: train(None, name) for name in dict.fromkeys(row[-2] for row in plan)}
 report = {"devices": jax.device_count(), "runs": []}
 report["moved"] = min(small_model.worst(state.params, FLAT) for _, state in alone.values())
 kept = {}
@@ -115,7 +115,7 @@ for *sizes, optimizer, accumulate in plan:
     )
     kept[*sizes, optimizer] = state
 
-optimizer = plan[-1][3]
+optimizer = plan[-1][-2]
 saved = kept[2, 2, 2, optimizer]
 report["restored"] = {}
 with tempfile.TemporaryDirectory() as folder:
@@ -143,6 +143,8 @@ report["mistakes"] = {
     "parameter fits": mistake(lambda: partitioning.param_shardings(odd, Full(), Mesh(2, 1, 4).build())),
     "devices": mistake(Mesh(3, 1, 2).build),
     "too many": mistake(Mesh(model=16).build),
+    "replicas": mistake(Mesh(4, 1, 2, replica=3).build),
+    "batch of replicas": mistake(lambda: partitioning.check_batch(Mesh(2, 2, 1, replica=2).build(), 12)),
     "zero": mistake(lambda: Mesh(model=0).build()),
 }
 prompt = {"method/prompt": np.zeros((1, 5, 16), np.float32)}

@@ -1,12 +1,26 @@
-"""Eight simulated devices give what one gives; what does not divide is named."""
+"""Eight simulated devices give what one gives; what does not divide is named; meshes by name and over slices."""
 
+import dataclasses
+import functools
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+
+from zeroprompt_jax import config
+from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.methods.full import Full
+from zeroprompt_jax.models import t5
+from zeroprompt_jax.training import chips, partitioning, state as states
+from zeroprompt_jax.training.chips import Topology
+from zeroprompt_jax.training.partitioning import Mesh
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def measure(plan):
@@ -46,7 +60,7 @@ def test_any_mesh_trains_as_one_device(report, optimizer, tolerance):
 
 def test_parameters_are_really_sharded(report):
     for run in report["runs"]:
-        data, fsdp, model = run["mesh"]
+        data, fsdp, model, *replica = run["mesh"]
         shares = {name: share for name, share in run["shares"].items() if "kernel" in name}
         assert len(shares) >= 10
         # Every kernel has one axis that the model shards and one that fsdp shards.
@@ -78,6 +92,8 @@ def test_prompts_stay_whole(report):
         ("parameter fits", "no error"),
         ("devices", "Mesh data × fsdp × model = 3 × 1 × 2 needs 6 devices; there are 8."),
         ("too many", "needs 16 devices; there are 8."),
+        ("replicas", "Mesh replica × data × fsdp × model = 3 × 4 × 1 × 2 needs 24 devices; there are 8."),
+        ("batch of replicas", "does not divide over replica × data × fsdp = 2 × 2 × 2 devices; 16 would."),
         ("zero", "Mesh.model is 0; it must be at least 1."),
     ],
 )
@@ -101,3 +117,61 @@ def test_generated_modules_lie_on_their_rows_devices_and_are_sharded_as_the_back
 
 def test_a_sharded_backbone_has_the_fingerprint_of_a_whole_one(report):
     assert report["fingerprint"]
+
+
+def test_a_mesh_is_read_by_its_axes_names():
+    assert Mesh.parse("data:16,model:4") == Mesh(data=16, model=4)
+    assert Mesh.parse("replica:2, fsdp:8") == Mesh(replica=2, fsdp=8)
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("dat:8", "Unknown mesh axis 'dat'. Did you mean 'data'?"),
+        ("data=8", "Unknown mesh axis 'data=8'. Did you mean 'data'?"),
+        ("data:eight", "is not a list of axes and sizes"),
+        ("data:4,data:2", "is not a list of axes and sizes"),
+        ("model:0", "Mesh.model is 0; it must be at least 1."),
+    ],
+)
+def test_a_mesh_that_cannot_be_read_is_named(text, sentence):
+    with pytest.raises(UserError) as e:
+        Mesh.parse(text)
+    assert sentence in str(e.value)
+
+
+@pytest.mark.skipif(not chips.installed(), reason="needs libtpu: pip install -e '.[tpu]'")
+def test_replicas_lie_whole_on_a_slice():
+    devices = Topology.parse("v5e:2x2", slices=2).devices()
+    mesh = Mesh(replica=4, model=2).build(devices)
+    assert mesh.shape == {"replica": 4, "data": 1, "fsdp": 1, "model": 2}
+    assert [{d.slice_index for d in replica.flat} for replica in mesh.devices] == [{0}, {0}, {1}, {1}]
+    with pytest.raises(UserError, match="Mesh.replica is 1, but the devices are 2 slices; give a multiple of 2"):
+        Mesh().build(devices)
+
+
+@functools.cache
+def backbone_shapes(model):
+    return states.flatten({"backbone": jax.eval_shape(lambda: t5.init(model, jax.random.key(0)))})
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in (ROOT / "gin" / "slices").glob("*.gin")))
+def test_every_parameter_divides_over_its_preset(preset):
+    """For the slice that its own first lines name, whose chips need not be there."""
+    lines = (ROOT / "gin" / "slices" / f"{preset}.gin").read_text().splitlines()
+    command = " ".join(line.strip("# \\") for line in lines[:2])
+    topology = Topology.parse(command.partition("--topology=")[2])
+    count = math.prod(topology.shape)
+    size = preset.rpartition("_")[2]
+    sizes = [size] if size in ("xl", "xxl") else ["small", "base", "large"]
+    for size in sizes:
+        config.load([f"models/t5_1_1_{size}.gin", f"slices/{preset}.gin"])
+        wanted, model = config.make("Mesh"), config.make("T5Config")
+        data = count // (wanted.replica * wanted.fsdp * wanted.model)
+        mesh = jax.sharding.AbstractMesh((wanted.replica, data, wanted.fsdp, wanted.model), partitioning.MESH_AXES)
+        assert mesh.size == count
+        shapes = backbone_shapes(dataclasses.replace(model, remat_policy="none"))
+        placed = partitioning.param_shardings(shapes, Full(), mesh)
+        shared = partitioning.device_bytes(partitioning.abstract(shapes, placed))
+        # Parameters and gradients, float32, leave room for what is remembered.
+        assert 2 * shared < 0.6 * topology.chip.hbm_bytes, size

@@ -23,6 +23,7 @@ VERBS = {
     "export": "write trained tasks as files of a few kB, for this package, PEFT or NumPy; or a backbone for transformers",
     "tasks": "list tasks and mixtures, their sampling proportions, and rendered examples",
     "cache": "tokenise tasks once into a store that training reads",
+    "precompile": "compile an experiment for TPUs that are not there: does it fit, how fast, what costs most",
     "flops": "count what reading the instruction once saves over reading it with every input",
     "bench": "time training steps, answers, the data stream of many tasks and more, on this machine",
 }

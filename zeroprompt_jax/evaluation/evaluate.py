@@ -298,7 +298,7 @@ def _jobs(encoder_tokens: np.ndarray, options: np.ndarray, batch_size: int, mesh
     ways = 1
     if mesh is not None:
         partitioning.check_batch(mesh, batch_size, "Evaluate.batch_size")
-        ways = mesh.shape["data"] * mesh.shape["fsdp"]
+        ways = partitioning.row_ways(mesh)
     T = encoder_tokens.shape[1]
     used = T - np.argmax(encoder_tokens[:, ::-1] > 0, axis=1)
     lengths = np.full(len(used), T)
@@ -350,10 +350,10 @@ def _run(
         batch["encoder_input_tokens"] = batch["encoder_input_tokens"][:, : job.length]
         if job.options is None:
             wanted = {"strategy": settings.strategy, "max_length": data.features.targets, "eos_id": vocabulary.eos_id}
-            return _generate(variables, _place(batch, mesh), **wanted, **static)
+            return generate_step(variables, _place(batch, mesh), **wanted, **static)
         ids = [[encode(text) for text in examples[i].options] for i in job.index]
         batch["options"], batch["option_mask"] = ranking.pack(ids, vocabulary.eos_id, job.options, option_length)
-        return _rank(variables, _place(batch, mesh), **static)
+        return rank_step(variables, _place(batch, mesh), **static)
 
     def finish(job: _Job, out) -> int:
         index = job.index[: job.kept]
@@ -412,7 +412,7 @@ def _begin(variables, batch, config, method):
 
 
 @functools.partial(jax.jit, static_argnames=("config", "method", "mesh", "strategy", "max_length", "eos_id"))
-def _generate(variables, batch, *, config, method, mesh, strategy, max_length, eos_id):
+def generate_step(variables, batch, *, config, method, mesh, strategy, max_length, eos_id):
     backbone, conditioning, source, out = _begin(variables, batch, config, method)
     # A key of each example's own, so that sampled answers do not depend on how examples are batched.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), batch["row_seeds"])
@@ -421,7 +421,7 @@ def _generate(variables, batch, *, config, method, mesh, strategy, max_length, e
 
 
 @functools.partial(jax.jit, static_argnames=("config", "method", "mesh"))
-def _rank(variables, batch, *, config, method, mesh):
+def rank_step(variables, batch, *, config, method, mesh):
     backbone, conditioning, source, out = _begin(variables, batch, config, method)
     scores = decoding.score(backbone, source, conditioning, batch["options"], batch["option_mask"])
     return _collect({**out, "sums": scores.sum, "lengths": scores.length}, mesh)

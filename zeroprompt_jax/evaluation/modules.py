@@ -40,7 +40,7 @@ _HEADER = "zeroprompt_jax"
 # Least instruction length that is compiled for; longer ones are multiples by powers of two, up to the store's.
 _SHORT = 16
 # Tasks that are generated at a time, where more than one is missing.
-_AT_ONCE = 8
+AT_ONCE = 8
 
 
 class ModuleStore:
@@ -91,8 +91,7 @@ class ModuleStore:
             )
         self._variables, self._length, self.capacity = variables, length, capacity
         self._static = {"config": config, "method": method, "dtype": dtype}
-        full = jax.eval_shape(functools.partial(_condition, config, method), variables, _tokens(1, length)).memory
-        self._static["memory"] = 0 if full is None else full.shape[1]
+        self._static["memory"] = memory_length(variables, config, method, length)
         self._shapes = jax.eval_shape(functools.partial(_make, **self._static), variables, _tokens(1, length))
         self._directory = None if directory is None else Path(directory)
         if self._directory is not None:
@@ -100,22 +99,16 @@ class ModuleStore:
                 self._directory.mkdir(parents=True, exist_ok=True)
             except OSError as e:
                 raise UserError(f"The module store's directory {directory} cannot be made ({e.strerror}).") from None
-        self._ways = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+        self._ways = 1 if mesh is None else partitioning.row_ways(mesh)
         self._placed = None if mesh is None else _shardings(self._shapes, mesh)
         self._write = jax.jit(_write, donate_argnums=0, out_shardings=self._placed)
         # Whole on every device, so that each host can read it.
         self._take = jax.jit(take, out_shardings=None if mesh is None else partitioning.replicated(mesh))
-        self.bank = jax.jit(functools.partial(self._empty, capacity), out_shardings=self._placed)()
+        self.bank = jax.jit(functools.partial(empty, self._shapes, capacity), out_shardings=self._placed)()
         self._places: collections.OrderedDict[bytes, int] = collections.OrderedDict()  # the least recent first
         self._host: dict[bytes, Conditioning] = {}  # the least recent first
         self._host_capacity = host_capacity
         self.generated = 0
-
-    def _empty(self, capacity: int) -> Conditioning:
-        def zeros(axis, leaf):
-            return jnp.zeros((*leaf.shape[:axis], capacity, *leaf.shape[axis + 1 :]), leaf.dtype)
-
-        return map_groups(zeros, self._shapes)
 
     def grow(self, capacity: int) -> None:
         """Makes room for so many tasks, if there is less; what reads the bank compiles again. The tasks in it stay."""
@@ -123,7 +116,7 @@ class ModuleStore:
 
             def append(bank):
                 join = lambda axis, old, new: jnp.concatenate([old, new], axis)
-                return map_groups(join, bank, self._empty(capacity - self.capacity))
+                return map_groups(join, bank, empty(self._shapes, capacity - self.capacity))
 
             self.bank = jax.jit(append, out_shardings=self._placed)(self.bank)
             self.capacity = capacity
@@ -186,15 +179,15 @@ class ModuleStore:
         for task in absent:
             by_length[min(bucket(len(task) // 4, _SHORT), self._length)].append(task)
         for length, tasks in sorted(by_length.items()):
-            for start in range(0, len(tasks), _AT_ONCE):
-                part = tasks[start : start + _AT_ONCE]
-                rows = 1 if len(part) == 1 else _AT_ONCE
+            for start in range(0, len(tasks), AT_ONCE):
+                part = tasks[start : start + AT_ONCE]
+                rows = 1 if len(part) == 1 else AT_ONCE
                 tokens = np.zeros((-(-rows // self._ways) * self._ways, length), np.int32)
                 for row, task in zip(tokens, part):
                     ids = np.frombuffer(task, np.int32)
                     row[: len(ids)] = ids
                 tokens[len(part) :] = tokens[0]  # a row without any token is nothing to encode
-                made = _generate(self._variables, tokens, **self._static)
+                made = generate_step(self._variables, tokens, **self._static)
                 self.generated += len(part)
                 if self._directory is not None:
                     host = jax.device_get(made)
@@ -305,7 +298,22 @@ def _make(variables, tokens_UT, *, config: T5Config, method: Method, memory: int
     return map_groups(keep, lower(Backbone(config, variables["backbone"]), made))
 
 
-_generate = jax.jit(_make, static_argnames=("config", "method", "memory", "dtype"))
+generate_step = jax.jit(_make, static_argnames=("config", "method", "memory", "dtype"))
+
+
+def memory_length(variables: Mapping[str, Any], config: T5Config, method: Method, length: int) -> int:
+    """Positions of the memory that the method makes of an instruction of so many tokens; 0 where it makes none."""
+    full = jax.eval_shape(functools.partial(_condition, config, method), variables, _tokens(1, length)).memory
+    return 0 if full is None else full.shape[1]
+
+
+def empty(task: Conditioning, capacity: int) -> Conditioning:
+    """A bank for so many tasks of one task's shapes, all zeros."""
+
+    def zeros(axis, leaf):
+        return jnp.zeros((*leaf.shape[:axis], capacity, *leaf.shape[axis + 1 :]), leaf.dtype)
+
+    return map_groups(zeros, task)
 
 
 def _shardings(shapes: Conditioning, mesh: jax.sharding.Mesh) -> Conditioning:

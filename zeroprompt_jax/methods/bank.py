@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -64,4 +65,8 @@ class Bank(Method, abc.ABC):
             return self.build(params)
         flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
         banks = {path: leaf for path, leaf in flat.items() if self.banked(f"method/{path}")}
-        return self.build(flax.traverse_util.unflatten_dict(flat | take(banks, batch["task_ids"]), sep="/"))
+        taken = {
+            path: nn.with_logical_constraint(leaf, ("batch", *self.logical_axes(path)[1:]))
+            for path, leaf in take(banks, batch["task_ids"]).items()
+        }
+        return self.build(flax.traverse_util.unflatten_dict(flat | taken, sep="/"))

@@ -14,7 +14,7 @@ from zeroprompt_jax.methods.base import Method, Setting
 from zeroprompt_jax.methods.full import Full
 from zeroprompt_jax.methods.prompt import Prompt
 from zeroprompt_jax.models import flops, t5
-from zeroprompt_jax.training import partitioning, state as states
+from zeroprompt_jax.training import partitioning, prediction, state as states
 from zeroprompt_jax.training.optimizer import Optimizer
 from zeroprompt_jax.training.step import make_train_step
 
@@ -152,8 +152,8 @@ def memory(
 ) -> Iterator[dict[str, Any]]:
     """What XLA plans for a training step, full and prompt-only, without running it or allocating anything.
 
-    arguments_gib: parameters, optimizer state and batch; temporary_gib: what the step needs beside them; peak_gib: both
-    and what of the output replaces no argument; of_full: prompt-only's peak over full training's, same optimizer and
+    arguments_gib: parameters, optimizer state and batch; temporary_gib: what the step needs beside them; peak_gib: both,
+    what of the output replaces no argument, and the code; of_full: prompt-only's peak over full training's, same optimizer and
     policy. tflop: of the traced step with its layers unrolled (of a loop XLA counts one turn), without what
     rematerialisation repeats.
     """
@@ -165,16 +165,14 @@ def memory(
             peaks: dict[str, float] = {}
             for name, method in named.items():
                 planned = _lower(dataclasses.replace(config, remat_policy=policy), method, optimizer, data)
-                found = planned.compile().memory_analysis()
-                sizes = (found.argument_size_in_bytes, found.temp_size_in_bytes)
-                beyond = max(found.output_size_in_bytes - found.alias_size_in_bytes, 0)
-                peaks[name] = (sum(sizes) + beyond) / 2**30
+                found = {part: size / 2**30 for part, size in prediction.memory(planned.compile()).items()}
+                peaks[name] = found["peak"]
                 yield {
                     "training": name,
                     "optimizer": optimizer.name,
                     "remat_policy": policy,
-                    "arguments_gib": sizes[0] / 2**30,
-                    "temporary_gib": sizes[1] / 2**30,
+                    "arguments_gib": found["arguments"],
+                    "temporary_gib": found["temporaries"],
                     "peak_gib": peaks[name],
                     "of_full": peaks[name] / peaks["full"],
                     "tflop": flop[name] / 1e12,

@@ -4,24 +4,26 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.methods.base import Method
 from zeroprompt_jax.models.backbone import logical_axes
 
-MESH_AXES = ("data", "fsdp", "model")
+MESH_AXES = ("replica", "data", "fsdp", "model")
+ROW_AXES = ("replica", "data", "fsdp")
 
 # T5X's standard rules, plus `fsdp`, which shards parameters over the axis that also carries batch rows. First match
 # wins; prompts, banks and ranks are small and stay replicated.
 RULES = (
-    ("batch", ("data", "fsdp")),
+    ("batch", ROW_AXES),
     ("vocab", "model"),
     ("mlp", "model"),
     ("heads", "model"),
@@ -42,29 +44,69 @@ RULES = (
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Sizes of the mesh axes. `data` None takes the devices that the others leave."""
+    """Sizes of the mesh axes. `data` None takes the devices that the others leave.
+
+    `model` shards layers, `fsdp` parameters and rows, `data` and `replica` rows alone. Of several TPU slices each holds
+    whole replicas, so that only gradients cross the network between them: `replica` is a multiple of their number.
+    """
 
     data: int | None = None
     fsdp: int = 1
     model: int = 1
+    replica: int = 1
 
     def __post_init__(self):
         for name in MESH_AXES:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"Mesh.{name} is {getattr(self, name)}; it must be at least 1.")
 
+    @classmethod
+    def parse(cls, text: str) -> "Mesh":
+        """Reads 'data:16,model:4'; an axis that is not named has its default."""
+        sizes = {}
+        for part in text.split(","):
+            name, _, size = part.strip().partition(":")
+            if name not in MESH_AXES:
+                raise unknown("mesh axis", name, MESH_AXES)
+            if not size.isdigit() or name in sizes:
+                raise UserError(f"The mesh '{text}' is not a list of axes and sizes, each once, such as data:16,model:4.")
+            sizes[name] = int(size)
+        return cls(**sizes)
+
     def build(self, devices: list | None = None) -> jax.sharding.Mesh:
         """The device mesh, with Auto axes: Flax's logical constraints are hints to XLA, not assertions."""
         devices = jax.devices() if devices is None else devices
-        rest = self.fsdp * self.model
+        rest = self.replica * self.fsdp * self.model
         data = self.data if self.data is not None else len(devices) // rest
+        sizes = dict(zip(MESH_AXES, (self.replica, data, self.fsdp, self.model)))
         if data * rest != len(devices) or data < 1:
             raise UserError(
-                f"Mesh data × fsdp × model = {data} × {self.fsdp} × {self.model} needs {max(data, 1) * rest} devices; "
-                f"there are {len(devices)}."
+                f"Mesh {_product(sizes, MESH_AXES)} needs {max(data, 1) * rest} devices; there are {len(devices)}."
             )
-        shape = (data, self.fsdp, self.model)
-        return jax.make_mesh(shape, MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * len(shape))
+        types = (AxisType.Auto,) * len(sizes)
+        slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+        if slices == 1:
+            return jax.make_mesh(tuple(sizes.values()), MESH_AXES, devices=devices, axis_types=types)
+        if self.replica % slices:
+            raise UserError(
+                f"Mesh.replica is {self.replica}, but the devices are {slices} slices; give a multiple of {slices}, so "
+                f"that only gradients pass between slices."
+            )
+        inside = (self.replica // slices, data, self.fsdp, self.model)
+        return jax.sharding.Mesh(
+            mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1, 1), devices), MESH_AXES, axis_types=types
+        )
+
+
+def _product(sizes: Mapping[str, int], axes: Sequence[str]) -> str:
+    """Axes and their sizes, such as 'data × fsdp = 4 × 2'; replicas only where there are several."""
+    axes = [axis for axis in axes if axis != "replica" or sizes[axis] > 1]
+    return f"{' × '.join(axes)} = {' × '.join(str(sizes[axis]) for axis in axes)}"
+
+
+def row_ways(mesh: jax.sharding.Mesh) -> int:
+    """Over how many devices the rows of a batch are spread."""
+    return math.prod(mesh.shape[axis] for axis in ROW_AXES)
 
 
 def split_cpu(mesh: Mesh, *batch_sizes: int) -> None:
@@ -77,8 +119,8 @@ def split_cpu(mesh: Mesh, *batch_sizes: int) -> None:
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or jax.config.jax_num_cpu_devices > 0:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    rest = mesh.fsdp * mesh.model
-    fits = (n for n in range(max(cores // rest, 1), 1, -1) if not any(size % (n * mesh.fsdp) for size in batch_sizes))
+    rest, rows = mesh.replica * mesh.fsdp * mesh.model, mesh.replica * mesh.fsdp
+    fits = (n for n in range(max(cores // rest, 1), 1, -1) if not any(size % (n * rows) for size in batch_sizes))
     wanted = mesh.data or next(fits, 1)
     with contextlib.suppress(RuntimeError):  # JAX is in use and keeps the devices it has
         jax.config.update("jax_num_cpu_devices", wanted * rest)
@@ -92,8 +134,8 @@ def activate(mesh: jax.sharding.Mesh):
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Rows over data and fsdp."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    """Rows over all axes but `model`."""
+    return NamedSharding(mesh, PartitionSpec(ROW_AXES))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -102,12 +144,11 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 def check_batch(mesh: jax.sharding.Mesh, batch_size: int, what: str = "batch_size") -> None:
     """Raises UserError when the rows do not divide over the mesh."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = row_ways(mesh)
     if batch_size % ways:
         near = max(ways, round(batch_size / ways) * ways)
         raise UserError(
-            f"{what} {batch_size} does not divide over data × fsdp = {mesh.shape['data']} × {mesh.shape['fsdp']} "
-            f"devices; {near} would."
+            f"{what} {batch_size} does not divide over {_product(mesh.shape, ROW_AXES)} devices; {near} would."
         )
 
 
@@ -146,6 +187,17 @@ def state_shardings(abstract_state: Any, params: Mapping[str, NamedSharding], me
         return params[name] if same else replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, abstract_state)
+
+
+def abstract(shapes: Any, shardings: Any) -> Any:
+    """Shapes that know where they lie: what compiles, or is loaded, without being made."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def device_bytes(tree: Any) -> int:
+    """What arrays, or shapes with shardings, take on one device."""
+    size = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return sum(size(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def is_first() -> bool:
