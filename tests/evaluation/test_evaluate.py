@@ -208,7 +208,7 @@ def test_long_inputs_are_sorted_by_length_and_every_example_is_in_one_batch():
 
 
 def test_batches_divide_over_the_mesh():
-    mesh = types.SimpleNamespace(shape={"data": 4, "fsdp": 2, "model": 2})
+    mesh = types.SimpleNamespace(shape={"replica": 1, "data": 4, "fsdp": 2, "model": 2})
     tokens, options = np.ones((21, 8), np.int32), np.array([0] * 10 + [3] * 6 + [30] * 5)
     jobs = module._jobs(tokens, options, 32, mesh)
     assert {job.options for job in jobs} == {None, 4, 64} and all(len(job.index) % 8 == 0 for job in jobs)

@@ -95,6 +95,13 @@ def test_a_collective_inside_a_fusion_is_found(fusion, kind, part, times):
     assert row["seconds"] == pytest.approx(times * 400 * 7 / 8 / 1000)
 
 
+def test_copies_beside_other_work_move_what_they_write():
+    cut = "%s = (f32[100]{0}, f32[25]{0:S(1)}, u32[]{:S(2)}) slice-start(%p)"
+    whole = "%c = (f32[100]{0:S(1)}, f32[100]{0}, u32[]{:S(2)}) copy-start(%p)"
+    done = "%d = f32[25]{0:S(1)} slice-done(%s)"
+    assert predict(cut, done).parts == {"copy": pytest.approx(0.1)} and predict(whole).seconds == pytest.approx(0.4)
+
+
 def test_what_passes_between_slices_is_listed_and_not_timed():
     found = predict("%a = (f32[100]{0}, u32[], token[]) send(%p, %p), channel_id=1")
     assert found.collectives()[0]["name"] == "send" and found.seconds == 0

@@ -26,7 +26,7 @@ _BETWEEN_SLICES = ("send", "recv")
 _FREE = "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id while conditional call"
 _FREE = frozenset([*_FREE.split(), "opt-barrier", "add-dependency", "domain", "async-start", "async-update"])
 # Custom calls that make no code of their own.
-_HINTS = ("AllocateBuffer", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked", "Sharding")
+_HINTS = ("AllocateBuffer", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked", "ConcatBitcast", "Sharding")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +177,8 @@ def _operations(program: Program, run: Run, chip: Chip) -> Iterator[Operation]:
     if opcode in _FREE or opcode.endswith("-done") or opcode in _BETWEEN_SLICES:
         return
     if opcode.endswith("-start"):
-        moved = sum(array.nbytes for array in _operands(computation, instruction)) * times
+        # The result is a tuple of what is read, what is written (of a slice the smaller) and a scalar of the engine's.
+        moved = times * min((array.nbytes for array in hlo.arrays(instruction.type) if array.dims), default=0)
         spent = {"cycles": None, "flops": 0, "nbytes": moved, "seconds": moved / chip.hbm_bandwidth, "beside": True}
         yield Operation(**common, kind="copy", **spent)
         return
