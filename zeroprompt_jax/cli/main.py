@@ -19,6 +19,7 @@ VERBS = {
     "search": "search better wordings of tasks by a genetic algorithm, with or without labels",
     "recycle": "carry trained prompts to another backbone with the same vocabulary, without training",
     "export": "write trained tasks as files of a few kB, for this package, PEFT or NumPy; or a backbone for transformers",
+    "convert": "turn a backbone into another layout: Hugging Face, T5X or this package's checkpoint",
     "tasks": "list tasks and mixtures, their sampling proportions, and rendered examples",
     "cache": "tokenise tasks once into a store that training reads",
     "flops": "count what reading the instruction once saves over reading it with every input",

@@ -5,8 +5,10 @@ it or `{name: tensor.numpy() for name, tensor in model.state_dict().items()}` ma
 """
 
 import dataclasses
+import functools
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,10 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from zeroprompt_jax.errors import UserError, unknown
+from zeroprompt_jax.interop import leaves, tensor_files
+from zeroprompt_jax.interop.leaves import Leaf
 from zeroprompt_jax.models import t5
 from zeroprompt_jax.models.t5 import T5Config
 
@@ -140,38 +142,51 @@ def t5_from_huggingface(state_dict: Mapping[str, np.ndarray], config: T5Config) 
     Copies of the embedding (`encoder.embed_tokens`, `decoder.embed_tokens` and, when tied, `lm_head`) must equal it.
     Raises UserError naming every missing, unused and wrongly shaped tensor.
     """
-    aliases = [name for name in _aliases(config) if name in state_dict]
-    renamed = {name: tensor for name, tensor in state_dict.items() if name not in (*aliases, _IGNORED)}
-    if aliases:
-        renamed["shared.weight"] = state_dict[aliases[0]]
-    names = list(_names(config))
-    shapes = {name: shape[::-1] if turned else shape for _, name, shape, turned in names}
-    _compare("Hugging Face state dict", {name: np.shape(tensor) for name, tensor in renamed.items()}, shapes)
-    for name in aliases[1:]:
-        if not np.array_equal(state_dict[name], renamed["shared.weight"]):
-            raise UserError(
-                f"Hugging Face tensor {name} differs from {aliases[0]}, which this configuration shares with it."
-            )
-    flat = {}
-    for path, name, _, turned in names:
-        tensor = np.asarray(renamed[name], np.float32)
-        flat[path] = np.ascontiguousarray(tensor.T) if turned else tensor
-    params = flax.traverse_util.unflatten_dict(flat, sep="/")
-    return t5.stack_layers(params) if config.scan_layers else params
+    return _params({name: leaves.of(np.asarray(tensor)) for name, tensor in state_dict.items()}, config)
 
 
 def t5_to_huggingface(params: Mapping[str, Any], config: T5Config) -> dict[str, np.ndarray]:
     """The Hugging Face state dict (all names, with the copies of the embedding, which share memory) of our parameters,
     scanned or not. Raises UserError naming every missing, unused and wrongly shaped parameter."""
-    flat = flax.traverse_util.flatten_dict(t5.unstack_layers(params), sep="/")
-    names = list(_names(config))
-    shapes = {path: shape for path, _, shape, _ in names}
-    _compare("parameter tree", {path: np.shape(leaf) for path, leaf in flat.items()}, shapes)
-    out = {}
-    for path, name, _, turned in names:
-        leaf = np.asarray(flat[path])
-        out[name] = np.ascontiguousarray(leaf.T) if turned else leaf
+    out = {name: leaf.read() for name, leaf in leaves_to_huggingface(_leaves(params), config).items()}
     return {**out, **{alias: out["shared.weight"] for alias in _aliases(config)}}
+
+
+def leaves_from_huggingface(tensors: Mapping[str, Leaf], config: T5Config) -> dict[str, Leaf]:
+    """As `t5_from_huggingface`, of tensors that are not read yet: parameters by our unscanned paths, in their own dtype."""
+    aliases = [name for name in _aliases(config) if name in tensors]
+    renamed = {name: tensor for name, tensor in tensors.items() if name not in (*aliases, _IGNORED)}
+    if aliases:
+        renamed["shared.weight"] = tensors[aliases[0]]
+    names = _names(config)
+    shapes = {name: shape[::-1] if turned else shape for _, name, shape, turned in names}
+    _compare("Hugging Face state dict", {name: tensor.shape for name, tensor in renamed.items()}, shapes)
+    for name in aliases[1:]:
+        if not tensors[name].equals(renamed["shared.weight"]):
+            raise UserError(
+                f"Hugging Face tensor {name} differs from {aliases[0]}, which this configuration shares with it."
+            )
+    return {path: renamed[name].turned() if turned else renamed[name] for path, name, _, turned in names}
+
+
+def leaves_to_huggingface(params: Mapping[str, Leaf], config: T5Config) -> dict[str, Leaf]:
+    """The inverse of `leaves_from_huggingface`, without the copies of the embedding."""
+    names = _names(config)
+    shapes = {path: shape for path, _, shape, _ in names}
+    _compare("parameter tree", {path: leaf.shape for path, leaf in params.items()}, shapes)
+    return {name: params[path].turned() if turned else params[path] for path, name, _, turned in names}
+
+
+def _params(tensors: Mapping[str, Leaf], config: T5Config) -> dict[str, Any]:
+    flat = leaves_from_huggingface(tensors, config)
+    flat = leaves.stack(flat) if config.scan_layers else flat
+    arrays = {path: leaf.cast(np.float32).read() for path, leaf in flat.items()}
+    return flax.traverse_util.unflatten_dict(arrays, sep="/")
+
+
+def _leaves(params: Mapping[str, Any]) -> dict[str, Leaf]:
+    flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
+    return leaves.unstack({path: leaves.of(array) for path, array in flat.items()})
 
 
 def _aliases(config: T5Config) -> tuple[str, ...]:
@@ -180,11 +195,18 @@ def _aliases(config: T5Config) -> tuple[str, ...]:
     return (*names, "lm_head.weight") if config.logits_via_embedding else names
 
 
-def _names(config: T5Config) -> Iterator[tuple[str, str, tuple[int, ...], bool]]:
-    """Yields (our unscanned path, Hugging Face name, our shape, whether the matrix is turned) of every parameter."""
+def _names(config: T5Config) -> tuple[tuple[str, str, tuple[int, ...], bool], ...]:
+    """(our unscanned path, Hugging Face name, our shape, whether the matrix is turned) of every parameter."""
     # Scanned: one traced layer per stack, however deep the model is.
-    scanned = dataclasses.replace(config, scan_layers=True)
-    tree = jax.eval_shape(lambda: t5.init(scanned, jax.random.key(0)))
+    return _traced_names(dataclasses.replace(config, scan_layers=True))
+
+
+@functools.lru_cache(maxsize=8)
+def _traced_names(config: T5Config) -> tuple[tuple[str, str, tuple[int, ...], bool], ...]:
+    return tuple(_each_name(jax.eval_shape(lambda: t5.init(config, jax.random.key(0)))))
+
+
+def _each_name(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, tuple[int, ...], bool]]:
     for path, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items():
         if path in _OUTSIDE:
             yield path, _OUTSIDE[path], leaf.shape, path != "token_embedder/embedding" and len(leaf.shape) == 2
@@ -214,6 +236,32 @@ def is_directory(path: str | os.PathLike) -> bool:
     return (Path(path) / "config.json").is_file()
 
 
+def download(name: str) -> Path | None:
+    """The directory of a model on the Hugging Face hub, `OWNER/NAME`; None for what cannot be such a name.
+
+    Raises UserError where huggingface_hub is not installed, or the model cannot be had."""
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        return None
+    instead = f"download it where there is a network (hf download {name} --local-dir FOLDER) and give FOLDER here"
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(
+            f"There is no folder '{name}', and fetching that model from the Hugging Face hub needs huggingface_hub (pip "
+            f"install huggingface_hub); or {instead}."
+        ) from None
+    fetch = functools.partial(huggingface_hub.snapshot_download, name)
+    try:
+        folder = Path(fetch(allow_patterns=["*.json", "spiece.model", "model*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(fetch(allow_patterns=["*.json", "spiece.model", "pytorch_model*.bin"]))
+    except Exception as e:  # the hub's client and what it calls have dozens of kinds
+        raise UserError(
+            f"There is no folder '{name}', and the Hugging Face hub did not give that model ({type(e).__name__}); {instead}."
+        ) from None
+    return folder
+
+
 def read_config(path: str | os.PathLike) -> T5Config:
     """T5Config of a directory in Hugging Face layout. Raises UserError for a damaged `config.json`."""
     file = Path(path) / "config.json"
@@ -226,19 +274,15 @@ def read_config(path: str | os.PathLike) -> T5Config:
 
 
 def read_t5(path: str | os.PathLike, scan_layers: bool) -> dict[str, Any]:
-    """Parameters of our T5, float32, from a directory in Hugging Face layout with safetensors files.
+    """Parameters of our T5, float32, from a directory in Hugging Face layout with safetensors or PyTorch files.
 
     Raises UserError where there are none, or they do not fit the directory's `config.json`."""
-    files = sorted(Path(path).glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{path} holds no .safetensors file; save the model with save_pretrained, which writes one.")
-    tensors = {}
-    for file in files:
-        try:
-            tensors |= safetensors.numpy.load_file(file)
-        except (OSError, safetensors.SafetensorError) as e:
-            raise UserError(f"{file} cannot be read as safetensors ({e}).") from None
-    return t5_from_huggingface(tensors, dataclasses.replace(read_config(path), scan_layers=scan_layers))
+    return _params(tensor_files.read_directory(path), dataclasses.replace(read_config(path), scan_layers=scan_layers))
+
+
+def read_leaves(path: str | os.PathLike) -> dict[str, Leaf]:
+    """As `read_t5`, by our unscanned paths, in the files' dtype and none of them read yet."""
+    return leaves_from_huggingface(tensor_files.read_directory(path), read_config(path))
 
 
 def write_t5(path: str | os.PathLike, params: Mapping[str, Any], config: T5Config, dtype: str = "bfloat16") -> None:
@@ -250,9 +294,14 @@ def write_t5(path: str | os.PathLike, params: Mapping[str, Any], config: T5Confi
       config: theirs.
       dtype: of the tensors in the file.
     """
-    state = t5_to_huggingface(params, config)
-    own = {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in state.items() if name not in _aliases(config)[1:]}
+    write_leaves(path, {name: leaf.cast(jnp.dtype(dtype)) for name, leaf in _leaves(params).items()}, config)
+
+
+def write_leaves(path: str | os.PathLike, params: Mapping[str, Leaf], config: T5Config) -> None:
+    """As `write_t5`, of parameters by our unscanned paths, block by block and in their own dtype."""
+    tensors = leaves_to_huggingface(params, config)
     Path(path).mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file(own, Path(path) / "model.safetensors", {"format": "pt"})
+    tensor_files.write_safetensors(Path(path) / "model.safetensors", tensors)
+    dtype = tensors["shared.weight"].dtype.name
     text = json.dumps({**config_to_huggingface(config), "dtype": dtype}, indent=2, sort_keys=True)
     (Path(path) / "config.json").write_text(text + "\n", encoding="utf-8")
