@@ -6,6 +6,7 @@ bit by bit, and then by its logits, before it gets its name.
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import os
 import shutil
@@ -175,14 +176,22 @@ def _tokens(config: T5Config) -> tuple[np.ndarray, np.ndarray]:
 def _logits(model: Source, config: T5Config) -> tuple[np.ndarray, str]:
     """(logits [3, 8, V], what computed them)."""
     encoder, decoder = _tokens(config)
-    if model.folder and all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+    if model.folder and _has_transformers():
         return _transformers_logits(model.folder, encoder, decoder), "transformers"
-    config = dataclasses.replace(config, dtype="float32", scan_layers=True, remat_policy="none")
     flat = {path: leaf.cast(np.float32).read() for path, leaf in leaves.stack(model.leaves).items()}
     params = flax.traverse_util.unflatten_dict(flat, sep="/")
     with jax.default_matmul_precision("highest"):
-        run = jax.jit(lambda params, *tokens: t5.Backbone(config, params)(*tokens).logits)
+        run = _forward(dataclasses.replace(config, dtype="float32", scan_layers=True, remat_policy="none"))
         return np.asarray(run(params, jnp.asarray(encoder), jnp.asarray(decoder))), "zeroprompt_jax"
+
+
+@functools.lru_cache(maxsize=1)
+def _forward(config: T5Config) -> Any:
+    return jax.jit(lambda params, *tokens: t5.Backbone(config, params)(*tokens).logits)
+
+
+def _has_transformers() -> bool:
+    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
 def _transformers_logits(folder: Path, encoder: np.ndarray, decoder: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.models.t5 import T5Config
 
-BLOCK = 32 * 2**20  # bytes read, turned and written at once
+BLOCK = 16 * 2**20  # bytes read, turned and written at once
 
 _SCANNED = re.compile(r"(.*/)layers(/.*)")
 _UNSCANNED = re.compile(r"(.*/)layers_(\d+)(/.*)")
@@ -32,13 +32,18 @@ class Leaf:
         """Bytes."""
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block; one row that is larger than `BLOCK` is a block of its own."""
+        return max(1, min(self.shape[0], BLOCK * self.shape[0] // max(1, self.size)))
+
     def blocks(self) -> Iterator[np.ndarray]:
-        """The array's rows in order, in blocks of about `BLOCK` bytes, each a copy of its own."""
+        """The array's rows in order, in blocks of at most `BLOCK` bytes, each a copy of its own."""
         array = self.open()
         if not self.shape:
             yield np.array(array)
             return
-        rows = max(1, BLOCK * self.shape[0] // max(1, self.size))
+        rows = self.block_rows
         for start in range(0, self.shape[0], rows):
             yield np.array(array[start : min(start + rows, self.shape[0])], order="C")
 

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from zeroprompt_jax.errors import UserError
-from zeroprompt_jax.interop.leaves import Leaf
+from zeroprompt_jax.interop.leaves import Leaf, of
 
 _DTYPES = {
     "F64": np.dtype("<f8"),
@@ -81,44 +82,30 @@ def _map(file: Path, dtype: np.dtype, offset: int, shape: tuple[int, ...]) -> np
 
 
 def read_torch(file: Path) -> dict[str, Leaf]:
-    """Tensors of one file that `torch.save` wrote. UserError where torch is not installed, or cannot read it."""
-    state = _load_torch(file)
-    return {
-        name: Leaf(tuple(tensor.shape), _to_numpy(tensor[:0]).dtype, functools.partial(_torch_tensor, file, name))
-        for name, tensor in state.items()
-    }
+    """Tensors of one file that `torch.save` wrote. What it wrote before version 1.6 is read whole.
+
+    Raises UserError where torch is not installed, or cannot read the file."""
+    mapped = zipfile.is_zipfile(file)
+    state = {name: _to_numpy(tensor) for name, tensor in _load_torch(file, mapped).items()}
+    if not mapped:
+        return {name: of(array) for name, array in state.items()}
+    # Mapped anew for each tensor, as above.
+    again = lambda name: _to_numpy(_load_torch(file, mapped)[name])
+    return {name: Leaf(x.shape, x.dtype, functools.partial(again, name)) for name, x in state.items()}
 
 
-def _torch_tensor(file: Path, name: str) -> np.ndarray:
-    return _to_numpy(_load_torch(file)[name])
-
-
-def _load_torch(file: Path) -> Mapping[str, Any]:
+def _load_torch(file: Path, mapped: bool) -> Mapping[str, Any]:
     try:
         import torch
     except ImportError:
         raise UserError(
             f"Reading {file} needs PyTorch (pip install torch); or save the model as safetensors where it is installed."
         ) from None
-    import zipfile
-
-    if not zipfile.is_zipfile(file):  # what torch wrote before 1.6 cannot be mapped
-        return _load_old_torch(file)
-    return _torch_load(torch, file, mmap=True)
-
-
-@functools.lru_cache(maxsize=1)
-def _load_old_torch(file: Path) -> Mapping[str, Any]:
-    import torch
-
-    return _torch_load(torch, file)
-
-
-def _torch_load(torch: Any, file: Path, **options: Any) -> Mapping[str, Any]:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, **options)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as e:  # what it raises for a damaged file differs with where the damage is
-        raise UserError(f"{file} cannot be read as a PyTorch state dict ({str(e).splitlines()[0]}).") from None
+        why = (str(e).splitlines() or [type(e).__name__])[0]
+        raise UserError(f"{file} cannot be read as a PyTorch state dict ({why}).") from None
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import tensorstore as ts
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.interop.leaves import BLOCK, Leaf
 
-CHUNK = 64 * 2**20  # bytes, T5X's
 # Few things at once and nothing kept: TensorStore's defaults hold several chunks of a large array at the same time.
 # A bucket that cannot be reached is told within seconds.
 _CONTEXT = {
@@ -85,10 +84,9 @@ def leaf(kvstore: dict[str, Any], driver: str = "zarr") -> Leaf:
 
 
 def metadata(leaf: Leaf) -> dict[str, Any]:
-    """zarr metadata under which T5X writes an array: gzip, chunks of whole rows."""
-    rows = max(1, CHUNK * leaf.shape[0] // max(1, leaf.size)) if leaf.shape else 1
+    """zarr metadata of an array as T5X writes it, gzip, with a block for each chunk: T5X reads chunks of any size."""
     return {
-        "chunks": [min(rows, leaf.shape[0]), *leaf.shape[1:]] if leaf.shape else [],
+        "chunks": [leaf.block_rows, *leaf.shape[1:]] if leaf.shape else [],
         "compressor": {"id": "gzip", "level": 1},
         "dtype": "bfloat16" if leaf.dtype == ml_dtypes.bfloat16 else leaf.dtype.newbyteorder("<").str,
         "shape": list(leaf.shape),
@@ -104,25 +102,10 @@ def write(kvstore: dict[str, Any], leaf: Leaf) -> None:
     if not leaf.shape:
         array.write(leaf.read()).result()
         return
-    start, rows = 0, spec["metadata"]["chunks"][0]
-    for block in _chunked(leaf, rows):
+    start = 0
+    for block in leaf.blocks():
         array[start : start + len(block)].write(block, can_reference_source_data_indefinitely=True).result()
         start += len(block)
-
-
-def _chunked(leaf: Leaf, rows: int) -> Iterator[np.ndarray]:
-    """The leaf's blocks, joined to whole chunks: a chunk that is written in parts is decoded and written again."""
-    held: list[np.ndarray] = []
-    for block in leaf.blocks():
-        while len(block):
-            take = rows - sum(map(len, held))
-            held.append(block[:take])
-            block = block[take:]
-            if sum(map(len, held)) == rows:
-                yield held[0] if len(held) == 1 else np.concatenate(held)
-                held = []
-    if held:
-        yield np.concatenate(held)
 
 
 def orbax(path: str | Path) -> dict[tuple[str, ...], Callable[[], Leaf]] | None:
