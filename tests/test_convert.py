@@ -38,9 +38,7 @@ def home(tmp_path):
 
 
 def same(source, want):
-    return source.leaves.keys() == want.keys() and all(
-        source.leaves[path].dtype == leaf.dtype and source.leaves[path].equals(leaf) for path, leaf in want.items()
-    )
+    return source.leaves.keys() == want.keys() and all(source.leaves[path].equals(leaf) for path, leaf in want.items())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -64,7 +62,10 @@ def test_command_says_what_was_compared(home, capsys, monkeypatch):
     assert main(["convert", str(home / "hf"), str(folder), "--format=t5x"]) == 0
     said = capsys.readouterr().out
     count = sum(leaf.read().size for leaf in model().values())
-    assert re.search(rf"checkpoint_5 \(t5x\): {count:,} parameters in {len(model())} arrays, bit-equal; logits differ by at most 0 ", said)
+    assert re.search(
+        rf"checkpoint_5 \(t5x\): {count:,} parameters in {len(model())} arrays, bit-equal; logits differ by at most 0 ",
+        said,
+    )
     assert t5x.read(folder)["state/step"].read() == 5
     assert main(["convert", str(folder), str(home / "own"), "--format=zeroprompt", "--no_logits"]) == 0
     assert capsys.readouterr().out.endswith("bit-equal\n")
@@ -173,17 +174,17 @@ print(peak() - before)
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_extra_memory_stays_below_the_largest_tensor_and_a_third(home):
-    config = dataclasses.replace(CONFIG, vocab_size=32128, emb_dim=1024)
-    large = {}
-    for path, leaf in model().items():
-        shape = next(shape for p, _, shape, _ in huggingface._names(config) if p == path)
-        large[path] = leaves.of((np.arange(np.prod(shape), dtype=np.float32) % 251).reshape(shape))
+    config = dataclasses.replace(CONFIG, vocab_size=32128, emb_dim=2048)
+    large = {
+        path: leaves.of((np.arange(np.prod(shape), dtype=np.float32) % 251).reshape(shape))
+        for path, _, shape, _ in huggingface._names(config)
+    }
     largest = max(leaf.size for leaf in large.values())
     huggingface.write_leaves(home / "large", large, config)
     source = home / "large"
     for layout in ("t5x", "hf", "zeroprompt"):
-        argv = [str(home / "hf"), str(source), str(home / layout), layout]
+        argv = [str(home / "hf"), str(source), str(home / f"to_{layout}"), layout]
         extra = int(subprocess.check_output([sys.executable, "-c", MEMORY, *argv], text=True).splitlines()[-1])
         print(f"{source.name} -> {layout}: {extra / 2**20:.0f} MiB, {extra / largest:.2f} of the largest tensor")
         assert extra < 1.3 * largest
-        source = home / layout
+        source = home / f"to_{layout}"

@@ -38,6 +38,9 @@ def test_equality_is_of_every_value(small_blocks):
     y[6, 4] += 1
     assert leaves.of(x).equals(leaves.of(x).turned().turned())
     assert not leaves.of(x).equals(leaves.of(y)) and not leaves.of(x).equals(leaves.of(x.T))
+    assert not leaves.of(x).equals(leaves.of(x).cast("f8"))
+    nan, zeros = np.full(3, np.nan, np.float32), np.zeros(3, np.float32)
+    assert leaves.of(nan).equals(leaves.of(nan)) and not leaves.of(zeros).equals(leaves.of(-zeros))
 
 
 def test_stacking_is_that_of_the_models_and_back(small_blocks):

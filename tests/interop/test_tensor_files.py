@@ -90,7 +90,9 @@ def test_torch_files(tmp_path, mapped):
         part = {name: state[name] for name in names}
         torch.save(part, tmp_path / f"pytorch_model-{i}.bin", _use_new_zipfile_serialization=mapped)
     got = tensor_files.read_directory(tmp_path)
-    want = {n: x.numpy() if n != "b" else x.view(torch.int16).numpy().view(ml_dtypes.bfloat16) for n, x in state.items()}
+    want = {
+        n: x.numpy() if n != "b" else x.view(torch.int16).numpy().view(ml_dtypes.bfloat16) for n, x in state.items()
+    }
     assert_read(got, want)
     assert got["a"].equals(got["tied"])
     (tmp_path / "pytorch_model-0.bin").write_bytes(b"PK\x03\x04 no archive")

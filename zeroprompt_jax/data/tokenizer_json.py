@@ -61,7 +61,9 @@ def read(path: Path) -> tuple[bytes, int]:
         count += 1
     size = len(texts) - count
     if size > len(vocab) or any(_SENTINEL.fullmatch(text) for text, _ in vocab[:size]):
-        raise UserError(f"{path} adds tokens behind its pieces that are not T5's sentinels, which SentencePiece has no room for.")
+        raise UserError(
+            f"{path} adds tokens behind its pieces that are not T5's sentinels, which SentencePiece has no room for."
+        )
     kind = lambda i, text: UNKNOWN if i == unknown else CONTROL if text in special else NORMAL
     pieces = b"".join(piece(text, score, kind(i, text)) for i, (text, score) in enumerate(vocab[:size]))
     # add_dummy_prefix (3) and remove_extra_whitespaces (4); the pieces that stand for <unk> and the like have their
@@ -94,6 +96,10 @@ def _charsmap(path: Path, normalizer: Any) -> bytes:
 def _begins_words(path: Path, pre_tokenizer: Any) -> bool:
     """Whether a space is put before a text."""
     parts = list(_parts(pre_tokenizer, "pretokenizers"))
-    if not parts or {part["type"] for part in parts} - {"WhitespaceSplit", "Metaspace"} or parts[-1]["type"] != "Metaspace":
+    if (
+        not parts
+        or {part["type"] for part in parts} - {"WhitespaceSplit", "Metaspace"}
+        or parts[-1]["type"] != "Metaspace"
+    ):
         raise UserError(f"{path} does not split texts into words as SentencePiece does.")
     return parts[-1].get("add_prefix_space", True) and parts[-1].get("prepend_scheme", "always") != "never"

@@ -13,7 +13,7 @@ import numpy as np
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.models.t5 import T5Config
 
-BLOCK = 16 * 2**20  # bytes read, turned and written at once
+BLOCK = 4 * 2**20  # bytes read, turned and written at once; several are held when an array is compressed
 
 _SCANNED = re.compile(r"(.*/)layers(/.*)")
 _UNSCANNED = re.compile(r"(.*/)layers_(\d+)(/.*)")
@@ -66,10 +66,14 @@ class Leaf:
         return Leaf(self.shape, np.dtype(dtype), lambda: _Cast(self.open(), np.dtype(dtype)))
 
     def equals(self, other: "Leaf") -> bool:
-        """Whether both hold the same values."""
-        if self.shape != other.shape:
+        """Whether both have the same shape and dtype and every bit the same."""
+        if (self.shape, self.dtype) != (other.shape, other.dtype):
             return False
-        return all(np.array_equal(a, b) for a, b in zip(self.blocks(), other.blocks()))
+        return all(np.array_equal(_bytes(a), _bytes(b)) for a, b in zip(self.blocks(), other.blocks()))
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return array.reshape(-1).view(np.uint8)
 
 
 def _whole(leaf: Leaf) -> np.ndarray:

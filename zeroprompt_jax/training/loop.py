@@ -32,9 +32,9 @@ class Train:
     """How long and how often. Counts are in steps, one step being one update from one batch.
 
     batch_size is global, over all devices and micro-batches. eval_every None evaluates at the end only; save_every None
-    saves at the end only, and several numbers after these steps too. initial_checkpoint_path: parameters to start from (a run's MODEL_DIR or one step of it, or a
-    backbone: 'packaged:t5_tiny' or a directory in Hugging Face layout), as far as initial_checkpoint_regex matches their
-    paths, such as 'backbone/.*'.
+    saves at the end only, and several numbers after these steps too. initial_checkpoint_path: parameters to start from
+    (a run's MODEL_DIR or one step of it, or a backbone: 'packaged:t5_tiny', a directory in Hugging Face layout or a T5X
+    checkpoint), as far as initial_checkpoint_regex matches their paths, such as 'backbone/.*'.
     """
 
     model_dir: str
