@@ -79,7 +79,7 @@ def _change(record, part, **values):
         (lambda r: {**r, "added_tokens": [*r["added_tokens"], {"id": 11, "content": "<mine>"}]}, "behind its pieces"),
         (lambda r: {"version": "1.0"}, "is no tokenizer.json of Hugging Face"),
         (lambda r: _change(r, "model", vocab=[["a"]]), "is no tokenizer.json of Hugging Face"),
-        (lambda r: _change(r, "model", unk_id=3), "padding, EOS and unknown ids are 0, 1 and 3"),
+        (lambda r: _change(r, "model", unk_id=3), "padding, EOS and unknown ids are 0, 1 and -1"),
     ],
 )
 def test_what_sentencepiece_cannot_say_is_refused(write, change, match):
