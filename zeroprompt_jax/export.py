@@ -76,10 +76,18 @@ def export_backbone(
     """Writes a run's backbone as a folder in Hugging Face layout: config, weights (dtype: bfloat16 or float32) and the
     SentencePiece vocabulary, if it has one. Returns the files in it."""
     huggingface.write_t5(output, backbone(experiment, checkpoint_path), experiment.model, dtype)
-    vocabulary, target = load_vocabulary(experiment.data.vocabulary).path, Path(output) / "spiece.model"
-    if vocabulary and not (target.exists() and target.samefile(vocabulary)):
-        shutil.copyfile(vocabulary, target)
+    copy_vocabulary(experiment.data.vocabulary, Path(output))
     return sorted(Path(output).iterdir())
+
+
+def copy_vocabulary(spec: str, folder: Path) -> None:
+    """Puts a vocabulary's file, if it has one, beside a model in Hugging Face layout."""
+    vocabulary = load_vocabulary(spec).path
+    if vocabulary is None:
+        return
+    target = folder / ("tokenizer.json" if vocabulary.suffix == ".json" else "spiece.model")
+    if not (target.exists() and target.samefile(vocabulary)):
+        shutil.copyfile(vocabulary, target)
 
 
 def trained_tasks(

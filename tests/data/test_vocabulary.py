@@ -62,7 +62,7 @@ def test_unreadable_files_are_named(tmp_path):
     (tmp_path / "bad.model").write_bytes(b"not a model at all")
     with pytest.raises(UserError, match=r"bad\.model.*not a SentencePiece model"):
         load_vocabulary(f"{tmp_path}/bad.model")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="holds no vocabulary: neither spiece.model nor tokenizer.json"):
         load_vocabulary(str(tmp_path))
 
 

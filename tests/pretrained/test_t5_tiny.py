@@ -125,3 +125,7 @@ def test_export_writes_what_runs_can_start_from(settings, tmp_path, capsys):
     trained = checkpoint.load_params(str(run), experiment_with(settings).params)
     written = experiment_with(settings, path=str(tmp_path / "out")).params
     assert all(np.array_equal(trained[k], written[k]) for k in trained)
+    for layout, source in (("t5x", run), ("zeroprompt", tmp_path / "t5x")):
+        assert main(["convert", str(source), str(tmp_path / layout), f"--format={layout}", "--no_logits"]) == 0
+        written = experiment_with(settings, path=str(tmp_path / layout)).params
+        assert all(np.array_equal(trained[k], written[k]) for k in trained)

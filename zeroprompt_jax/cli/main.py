@@ -21,6 +21,7 @@ VERBS = {
     "search": "search better wordings of tasks by a genetic algorithm, with or without labels",
     "recycle": "carry trained prompts to another backbone with the same vocabulary, without training",
     "export": "write trained tasks as files of a few kB, for this package, PEFT or NumPy; or a backbone for transformers",
+    "convert": "turn a backbone into another layout: Hugging Face, T5X or this package's checkpoint",
     "tasks": "list tasks and mixtures, their sampling proportions, and rendered examples",
     "cache": "tokenise tasks once into a store that training reads",
     "precompile": "compile an experiment for TPUs that are not there: does it fit, how fast, what costs most",

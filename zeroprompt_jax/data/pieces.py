@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from zeroprompt_jax.data.vocabulary import load_vocabulary
+from zeroprompt_jax.data.vocabulary import file_in, load_vocabulary
 from zeroprompt_jax.errors import UserError
 
 _WORD = re.compile(r"[▁Ġ][A-Za-z]{2,}")  # the mark of a word's beginning: SentencePiece's, and that of byte-level BPE
@@ -25,9 +25,7 @@ def read(spec: str) -> tuple[str, ...]:
     """
     path = Path(spec).expanduser()
     if path.is_dir():
-        path = next((path / name for name in ("spiece.model", "tokenizer.json") if (path / name).is_file()), None)
-        if path is None:
-            raise UserError(f"The directory {spec} holds no vocabulary: neither spiece.model nor tokenizer.json.")
+        path = file_in(path)
         spec = str(path)
     pieces = _tokenizer(path) if path.suffix == ".json" else load_vocabulary(spec).pieces()
     while pieces and _SENTINEL.fullmatch(pieces[-1]):

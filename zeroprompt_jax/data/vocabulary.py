@@ -6,13 +6,14 @@ import hashlib
 import importlib.util
 import pathlib
 import re
-import struct
+import tempfile
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import sentencepiece
 
 from zeroprompt_jax import pretrained
+from zeroprompt_jax.data import tokenizer_json
 from zeroprompt_jax.errors import UserError
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
@@ -111,15 +112,21 @@ class _Bytes(Vocabulary):
 
 
 class _SentencePiece(Vocabulary):
-    def __init__(self, spec: str, path: pathlib.Path, extra_ids: int):
+    """extra_ids: None takes as many as a tokenizer.json has, and of a SentencePiece model none."""
+
+    def __init__(self, spec: str, path: pathlib.Path, extra_ids: int | None):
         try:
-            model = path.read_bytes()
+            model, own = tokenizer_json.read(path) if path.suffix == ".json" else (path.read_bytes(), 0)
         except OSError as e:
             raise UserError(f"Vocabulary '{spec}': {path} cannot be read ({e.strerror}).") from None
-        self.path = path
+        extra_ids = own if extra_ids is None else extra_ids
+        self.path, self._bytes = path, model
         # The Python package has no way to add pieces, and its protobuf module would need protobuf; but a serialised
         # message with further `pieces` fields appended is the message with those pieces added.
-        model_with_extra = model + b"".join(_user_defined(f"▁<extra_id_{i}>") for i in reversed(range(extra_ids)))
+        sentinels = (f"▁<extra_id_{i}>" for i in reversed(range(extra_ids)))
+        model_with_extra = model + b"".join(
+            tokenizer_json.piece(sentinel, 0.0, tokenizer_json.USER_DEFINED) for sentinel in sentinels
+        )
         self._model = sentencepiece.SentencePieceProcessor()
         try:
             self._model.LoadFromSerializedProto(model_with_extra)
@@ -156,7 +163,17 @@ class _SentencePiece(Vocabulary):
     def to_seqio(self):
         import seqio
 
-        return seqio.SentencePieceVocabulary(str(self.path), extra_ids=self.extra_ids)
+        return seqio.SentencePieceVocabulary(str(self._file), extra_ids=self.extra_ids)
+
+    @functools.cached_property
+    def _file(self) -> pathlib.Path:
+        """A SentencePiece file, which of a tokenizer.json is made for as long as the process runs."""
+        if self.path.suffix != ".json":
+            return self.path
+        self._folder = tempfile.TemporaryDirectory()
+        file = pathlib.Path(self._folder.name) / "spiece.model"
+        file.write_bytes(self._bytes)
+        return file
 
 
 def _ragged(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -165,11 +182,12 @@ def _ragged(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return flat, lengths
 
 
-def _user_defined(piece: str) -> bytes:
-    """A serialised `pieces` field of SentencePiece's ModelProto: text, score 0, type USER_DEFINED."""
-    text = piece.encode("utf-8")
-    body = b"\x0a" + bytes([len(text)]) + text + b"\x15" + struct.pack("<f", 0.0) + b"\x18\x04"
-    return b"\x0a" + bytes([len(body)]) + body
+def file_in(folder: pathlib.Path) -> pathlib.Path:
+    """The vocabulary's file in a directory in Hugging Face layout. UserError where there is none."""
+    for name in ("spiece.model", "tokenizer.json"):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"The directory {folder} holds no vocabulary: neither spiece.model nor tokenizer.json.")
 
 
 def load_vocabulary(spec: str) -> Vocabulary:
@@ -177,11 +195,13 @@ def load_vocabulary(spec: str) -> Vocabulary:
 
     Args:
       spec: `bytes` (ByT5's ids: byte + 3, 125 extra ids, size 384), `procedural` (the packaged vocabulary of the
-        procedural suite), `packaged:NAME` (that of a packaged model, 100 extra ids) or the path of a SentencePiece
-        `.model`; each may end in `:N` for N extra ids (T5 uses 100; without it a file gets none).
+        procedural suite), `packaged:NAME` (that of a packaged model, 100 extra ids), the path of a SentencePiece
+        `.model` or of a Hugging Face `tokenizer.json`, or a directory in Hugging Face layout; each may end in `:N` for N
+        extra ids (T5 uses 100; without it a SentencePiece file gets none, a tokenizer.json those it has, and the
+        spiece.model of a directory 100).
 
     Raises:
-      UserError: the file is missing or no SentencePiece model, its special ids are not T5's, or no such model is packaged.
+      UserError: the file is missing or neither of the two, its special ids are not T5's, or no such model is packaged.
     """
     path, _, extra = spec.rpartition(":")
     if not (path and re.fullmatch(r"\d+", extra)):
@@ -203,6 +223,9 @@ def _load(spec: str, path: str, extra_ids: int | None) -> Vocabulary:
         if not file.exists():
             raise UserError(
                 f"Vocabulary '{spec}': there is no file {file}. Use 'bytes', 'procedural', 'packaged:t5_tiny' or the path of a "
-                f"SentencePiece .model."
+                f"SentencePiece .model or a tokenizer.json."
             )
-    return _SentencePiece(spec, file, extra_ids or 0)
+        if file.is_dir():
+            file = file_in(file)
+            extra_ids = _PACKAGED_EXTRA_IDS if extra_ids is None and file.suffix != ".json" else extra_ids
+    return _SentencePiece(spec, file, extra_ids)

@@ -6,8 +6,10 @@ it or `{name: tensor.numpy() for name, tensor in model.state_dict().items()}` ma
 """
 
 import dataclasses
+import functools
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +18,12 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from zeroprompt_jax.errors import UserError, unknown
+from zeroprompt_jax.interop import leaves, tensor_files
+from zeroprompt_jax.interop.leaves import Leaf
 from zeroprompt_jax.methods.base import Config
 from zeroprompt_jax.models import t5
-from zeroprompt_jax.models.backbone import stack_layers, unstack_layers
 from zeroprompt_jax.models.t5 import T5Config
 
 _SUBLAYERS = {
@@ -159,15 +160,25 @@ def t5_from_huggingface(state_dict: Mapping[str, np.ndarray], config: T5Config) 
     Copies of the embedding (`encoder.embed_tokens`, `decoder.embed_tokens` and, when tied, `lm_head`) must equal it.
     Raises UserError naming every missing, unused and wrongly shaped tensor.
     """
-    tensors = one_copy(state_dict, _aliases(config))
-    return to_params({name: tensor for name, tensor in tensors.items() if name != _IGNORED}, _names(config), config)
+    return to_params(leaves_from_huggingface(unread(state_dict), config), config)
 
 
 def t5_to_huggingface(params: Mapping[str, Any], config: T5Config) -> dict[str, np.ndarray]:
     """The Hugging Face state dict (all names, with the copies of the embedding, which share memory) of our parameters,
     scanned or not. Raises UserError naming every missing, unused and wrongly shaped parameter."""
-    out = to_tensors(params, _names(config), config)
+    out = {name: leaf.read() for name, leaf in leaves_to_huggingface(to_leaves(params), config).items()}
     return {**out, **{alias: out["shared.weight"] for alias in _aliases(config)}}
+
+
+def leaves_from_huggingface(tensors: Mapping[str, Leaf], config: T5Config) -> dict[str, Leaf]:
+    """As `t5_from_huggingface`, of tensors that are not read yet: parameters by our unscanned paths, in their own dtype."""
+    kept = {name: tensor for name, tensor in one_copy(tensors, _aliases(config)).items() if name != _IGNORED}
+    return from_tensors(kept, _names(config), config)
+
+
+def leaves_to_huggingface(params: Mapping[str, Leaf], config: T5Config) -> dict[str, Leaf]:
+    """The inverse of `leaves_from_huggingface`, without the copies of the embedding."""
+    return to_tensors(params, _names(config), config)
 
 
 def _aliases(config: T5Config) -> tuple[str, ...]:
@@ -176,10 +187,17 @@ def _aliases(config: T5Config) -> tuple[str, ...]:
     return (*names, "lm_head.weight") if config.logits_via_embedding else names
 
 
-def _names(config: T5Config) -> Iterator[Name]:
+def _names(config: T5Config) -> tuple[Name, ...]:
     # Scanned: one traced layer per stack, however deep the model is.
-    scanned = dataclasses.replace(config, scan_layers=True)
-    tree = jax.eval_shape(lambda: t5.init(scanned, jax.random.key(0)))
+    return _traced_names(dataclasses.replace(config, scan_layers=True))
+
+
+@functools.lru_cache(maxsize=8)
+def _traced_names(config: T5Config) -> tuple[Name, ...]:
+    return tuple(_each_name(jax.eval_shape(lambda: t5.init(config, jax.random.key(0)))))
+
+
+def _each_name(tree: Mapping[str, Any]) -> Iterator[Name]:
     for path, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items():
         if path in _OUTSIDE:
             yield Name(path, _OUTSIDE[path], leaf.shape, path != "token_embedder/embedding" and len(leaf.shape) == 2)
@@ -192,43 +210,55 @@ def _names(config: T5Config) -> Iterator[Name]:
             yield Name(ours, theirs, leaf.shape[1:], bool(end))
 
 
-def one_copy(state_dict: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The state dict with one copy, under the first name, of a tensor that may lie under any of `names`. UserError where
-    two differ."""
-    held = [name for name in names if name in state_dict]
+def unread(state_dict: Mapping[str, Any]) -> dict[str, Leaf]:
+    """Leaves of a state dict that is in memory already."""
+    return {name: leaves.of(np.asarray(tensor)) for name, tensor in state_dict.items()}
+
+
+def one_copy(tensors: Mapping[str, Leaf], names: Sequence[str]) -> dict[str, Leaf]:
+    """The tensors with one copy, under the first name, of one that may lie under any of `names`. UserError where two
+    differ."""
+    held = [name for name in names if name in tensors]
     for name in held[1:]:
-        if not np.array_equal(state_dict[name], state_dict[held[0]]):
+        if not tensors[name].equals(tensors[held[0]]):
             raise UserError(
                 f"Hugging Face tensor {name} differs from {held[0]}, which this configuration shares with it."
             )
-    rest = {name: tensor for name, tensor in state_dict.items() if name not in held}
-    return {**rest, **{names[0]: state_dict[name] for name in held[:1]}}
+    rest = {name: tensor for name, tensor in tensors.items() if name not in held}
+    return {**rest, **{names[0]: tensors[name] for name in held[:1]}}
 
 
-def to_params(tensors: Mapping[str, np.ndarray], names: Iterable[Name], config: Config) -> dict[str, Any]:
-    """Our parameters, float32, stacked when `config.scan_layers`. UserError where tensors and names do not fit."""
+def from_tensors(tensors: Mapping[str, Leaf], names: Iterable[Name], config: Config) -> dict[str, Leaf]:
+    """Parameters by our unscanned paths. UserError where tensors and names do not fit."""
     names = list(names)
     shapes = {name.theirs: name.shape[::-1] if name.turned else name.shape for name in names}
-    _compare("Hugging Face state dict", config, {name: np.shape(tensor) for name, tensor in tensors.items()}, shapes)
-    flat = {}
-    for name in names:
-        tensor = np.asarray(tensors[name.theirs], np.float32)
-        flat[name.ours] = np.ascontiguousarray(tensor.T) if name.turned else tensor
-    params = flax.traverse_util.unflatten_dict(flat, sep="/")
-    return stack_layers(params) if config.scan_layers else params
+    _compare("Hugging Face state dict", config, {name: tensor.shape for name, tensor in tensors.items()}, shapes)
+    return {name.ours: _turned(tensors[name.theirs], name) for name in names}
 
 
-def to_tensors(params: Mapping[str, Any], names: Iterable[Name], config: Config) -> dict[str, np.ndarray]:
-    """The tensors by their names of our parameters, scanned or not. UserError where parameters and names do not fit."""
+def to_tensors(params: Mapping[str, Leaf], names: Iterable[Name], config: Config) -> dict[str, Leaf]:
+    """The inverse of `from_tensors`. UserError where parameters and names do not fit."""
     names = list(names)
-    flat = flax.traverse_util.flatten_dict(unstack_layers(params), sep="/")
     shapes = {name.ours: name.shape for name in names}
-    _compare("parameter tree", config, {path: np.shape(leaf) for path, leaf in flat.items()}, shapes)
-    out = {}
-    for name in names:
-        leaf = np.asarray(flat[name.ours])
-        out[name.theirs] = np.ascontiguousarray(leaf.T) if name.turned else leaf
-    return out
+    _compare("parameter tree", config, {path: leaf.shape for path, leaf in params.items()}, shapes)
+    return {name.theirs: _turned(params[name.ours], name) for name in names}
+
+
+def _turned(leaf: Leaf, name: Name) -> Leaf:
+    return leaf.turned() if name.turned else leaf
+
+
+def to_params(flat: Mapping[str, Leaf], config: Config) -> dict[str, Any]:
+    """Our parameters, float32, stacked when `config.scan_layers`, of leaves by our unscanned paths."""
+    flat = leaves.stack(flat) if config.scan_layers else flat
+    arrays = {path: leaf.cast(np.float32).read() for path, leaf in flat.items()}
+    return flax.traverse_util.unflatten_dict(arrays, sep="/")
+
+
+def to_leaves(params: Mapping[str, Any]) -> dict[str, Leaf]:
+    """Leaves by our unscanned paths of our parameters, scanned or not."""
+    flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
+    return leaves.unstack({path: leaves.of(array) for path, array in flat.items()})
 
 
 def _compare(
@@ -251,6 +281,32 @@ def is_directory(path: str | os.PathLike) -> bool:
     return (Path(path) / "config.json").is_file()
 
 
+def download(name: str) -> Path | None:
+    """The directory of a model on the Hugging Face hub, `OWNER/NAME`; None for what cannot be such a name.
+
+    Raises UserError where huggingface_hub is not installed, or the model cannot be had."""
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        return None
+    instead = f"download it where there is a network (hf download {name} --local-dir FOLDER) and give FOLDER here"
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(
+            f"There is no folder '{name}', and fetching that model from the Hugging Face hub needs huggingface_hub (pip "
+            f"install huggingface_hub); or {instead}."
+        ) from None
+    fetch = functools.partial(huggingface_hub.snapshot_download, name)
+    try:
+        folder = Path(fetch(allow_patterns=["*.json", "spiece.model", "model*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(fetch(allow_patterns=["*.json", "spiece.model", "pytorch_model*.bin"]))
+    except Exception as e:  # the hub's client and what it calls have dozens of kinds
+        raise UserError(
+            f"There is no folder '{name}', and the Hugging Face hub did not give that model ({type(e).__name__}); {instead}."
+        ) from None
+    return folder
+
+
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """The `config.json` of a directory in Hugging Face layout. Raises UserError for a damaged one."""
     file = Path(path) / "config.json"
@@ -265,34 +321,17 @@ def read_config(path: str | os.PathLike) -> T5Config:
     return config_from_huggingface(read_json(path))
 
 
-def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """All tensors of a directory in Hugging Face layout. Raises UserError where it has no readable safetensors file."""
-    files = sorted(Path(path).glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{path} holds no .safetensors file; save the model with save_pretrained, which writes one.")
-    tensors = {}
-    for file in files:
-        try:
-            tensors |= safetensors.numpy.load_file(file)
-        except (OSError, safetensors.SafetensorError) as e:
-            raise UserError(f"{file} cannot be read as safetensors ({e}).") from None
-    return tensors
-
-
-def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], dtype: str) -> None:
-    """Writes `model.safetensors`, its tensors in `dtype`, and `config.json` to a directory, made when missing."""
-    Path(path).mkdir(parents=True, exist_ok=True)
-    cast = {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in tensors.items()}
-    safetensors.numpy.save_file(cast, Path(path) / "model.safetensors", {"format": "pt"})
-    text = json.dumps({**config, "dtype": dtype}, indent=2, sort_keys=True)
-    (Path(path) / "config.json").write_text(text + "\n", encoding="utf-8")
-
-
 def read_t5(path: str | os.PathLike, scan_layers: bool) -> dict[str, Any]:
-    """Parameters of our T5, float32, from a directory in Hugging Face layout with safetensors files.
+    """Parameters of our T5, float32, from a directory in Hugging Face layout with safetensors or PyTorch files.
 
     Raises UserError where there are none, or they do not fit the directory's `config.json`."""
-    return t5_from_huggingface(read_tensors(path), dataclasses.replace(read_config(path), scan_layers=scan_layers))
+    config = dataclasses.replace(read_config(path), scan_layers=scan_layers)
+    return to_params(leaves_from_huggingface(tensor_files.read_directory(path), config), config)
+
+
+def read_leaves(path: str | os.PathLike) -> dict[str, Leaf]:
+    """As `read_t5`, by our unscanned paths, in the files' dtype and none of them read yet."""
+    return leaves_from_huggingface(tensor_files.read_directory(path), read_config(path))
 
 
 def write_t5(path: str | os.PathLike, params: Mapping[str, Any], config: T5Config, dtype: str = "bfloat16") -> None:
@@ -304,6 +343,18 @@ def write_t5(path: str | os.PathLike, params: Mapping[str, Any], config: T5Confi
       config: theirs.
       dtype: of the tensors in the file.
     """
-    state = t5_to_huggingface(params, config)
-    own = {name: tensor for name, tensor in state.items() if name not in _aliases(config)[1:]}
-    write(path, own, config_to_huggingface(config), dtype)
+    write_leaves(path, {name: leaf.cast(jnp.dtype(dtype)) for name, leaf in to_leaves(params).items()}, config)
+
+
+def write_leaves(path: str | os.PathLike, params: Mapping[str, Leaf], config: T5Config) -> None:
+    """As `write_t5`, of parameters by our unscanned paths, block by block and in their own dtype."""
+    write(path, leaves_to_huggingface(params, config), config_to_huggingface(config))
+
+
+def write(path: str | os.PathLike, tensors: Mapping[str, Leaf], config: Mapping[str, Any]) -> None:
+    """Writes `model.safetensors`, all tensors of one dtype, and `config.json` to a directory, made when missing."""
+    Path(path).mkdir(parents=True, exist_ok=True)
+    tensor_files.write_safetensors(Path(path) / "model.safetensors", tensors)
+    dtype = next(iter(tensors.values())).dtype.name
+    text = json.dumps({**config, "dtype": dtype}, indent=2, sort_keys=True)
+    (Path(path) / "config.json").write_text(text + "\n", encoding="utf-8")

@@ -8,17 +8,17 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
-import safetensors
 
 from zeroprompt_jax.errors import UserError, unknown
-from zeroprompt_jax.interop import huggingface
+from zeroprompt_jax.interop import huggingface, tensor_files
 from zeroprompt_jax.interop.huggingface import Name
+from zeroprompt_jax.interop.leaves import Leaf
 from zeroprompt_jax.models import roberta
 from zeroprompt_jax.models.roberta import RobertaConfig
 
@@ -137,8 +137,12 @@ def roberta_from_huggingface(state_dict: Mapping[str, np.ndarray], config: Rober
     model's copies of the token embedding and of its bias must equal them. Raises UserError naming every missing, unused
     and wrongly shaped tensor.
     """
+    return huggingface.to_params(_leaves_from_huggingface(huggingface.unread(state_dict), config), config)
+
+
+def _leaves_from_huggingface(tensors: Mapping[str, Leaf], config: RobertaConfig) -> dict[str, Leaf]:
     kind = _kind(config)
-    tensors = {_bare(name, kind): tensor for name, tensor in state_dict.items()}
+    tensors = {_bare(name, kind): tensor for name, tensor in tensors.items()}
     if config.mlm_head:
         for names in _aliases(kind):
             tensors = huggingface.one_copy(tensors, names)
@@ -146,19 +150,26 @@ def roberta_from_huggingface(state_dict: Mapping[str, np.ndarray], config: Rober
     wanted = {name.theirs for name in names}
     dropped = [n for n in tensors if re.fullmatch(_DROPPED, n) or (re.match(_HEADS, n) and n not in wanted)]
     kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
-    return huggingface.to_params(kept, names, config)
+    return huggingface.from_tensors(kept, names, config)
 
 
 def roberta_to_huggingface(params: Mapping[str, Any], config: RobertaConfig) -> dict[str, np.ndarray]:
     """The Hugging Face state dict (all names, with copies, which share memory) of our parameters, scanned or not. Raises
     UserError naming every missing, unused and wrongly shaped parameter."""
-    kind = _kind(config)
-    out = huggingface.to_tensors(params, _names(config), config)
+    out = {name: leaf.read() for name, leaf in _to_leaves(params, config).items()}
     if config.mlm_head:
-        out |= {alias: out[names[0]] for names in _aliases(kind) for alias in names[1:]}
-    # The encoder is the whole model, or the part of one that has its kind's name.
-    part = f"{kind}." if config.mlm_head or config.labels else ""
-    return {part + name if _of_encoder(name) else name: tensor for name, tensor in out.items()}
+        out |= {alias: out[names[0]] for names in _aliases(_kind(config)) for alias in names[1:]}
+    return {_full(name, config): tensor for name, tensor in out.items()}
+
+
+def _to_leaves(params: Mapping[str, Any], config: RobertaConfig) -> dict[str, Leaf]:
+    return huggingface.to_tensors(huggingface.to_leaves(params), _names(config), config)
+
+
+def _full(name: str, config: RobertaConfig) -> str:
+    """A tensor's whole name: the encoder is the whole model, or the part of one that has its kind's name."""
+    part = f"{_kind(config)}." if config.mlm_head or config.labels else ""
+    return part + name if _of_encoder(name) else name
 
 
 def _kind(config: RobertaConfig) -> str:
@@ -224,23 +235,16 @@ def _names(config: RobertaConfig) -> Iterator[Name]:
 
 def read_config(path: str | os.PathLike) -> RobertaConfig:
     """RobertaConfig of a directory in Hugging Face layout. Raises UserError where it has no readable files."""
-    names: list[str] = []
-    for file in sorted(Path(path).glob("*.safetensors")):
-        try:
-            with safetensors.safe_open(file, "np") as opened:
-                names += opened.keys()
-        except (OSError, safetensors.SafetensorError) as e:
-            raise UserError(f"{file} cannot be read as safetensors ({e}).") from None
-    return config_from_huggingface(huggingface.read_json(path), names)
+    return config_from_huggingface(huggingface.read_json(path), tensor_files.read_directory(path))
 
 
 def read_roberta(path: str | os.PathLike, config: RobertaConfig) -> dict[str, Any]:
-    """Parameters of our RoBERTa, float32, from a directory in Hugging Face layout with safetensors files.
+    """Parameters of our RoBERTa, float32, from a directory in Hugging Face layout with safetensors or PyTorch files.
 
     config: what `read_config` gives, perhaps scanned or not, or without a head. Raises UserError where there are no such
     files, or they do not fit.
     """
-    return roberta_from_huggingface(huggingface.read_tensors(path), config)
+    return huggingface.to_params(_leaves_from_huggingface(tensor_files.read_directory(path), config), config)
 
 
 def write_roberta(
@@ -254,7 +258,5 @@ def write_roberta(
       config: theirs.
       dtype: of the tensors in the file.
     """
-    state, heads = roberta_to_huggingface(params, config), _aliases(_kind(config))
-    copies = [alias for names in heads for alias in names[1:]]
-    own = {name: tensor for name, tensor in state.items() if name not in copies}
-    huggingface.write(path, own, config_to_huggingface(config), dtype)
+    own = {_full(name, config): leaf.cast(jnp.dtype(dtype)) for name, leaf in _to_leaves(params, config).items()}
+    huggingface.write(path, own, config_to_huggingface(config))

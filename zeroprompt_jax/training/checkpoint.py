@@ -19,9 +19,10 @@ from etils import epath
 
 from zeroprompt_jax import pretrained
 from zeroprompt_jax.errors import UserError, nearest
-from zeroprompt_jax.interop import huggingface
+from zeroprompt_jax.interop import huggingface, leaves, t5x, zarr
+from zeroprompt_jax.interop.leaves import Leaf
 from zeroprompt_jax.models.t5 import T5Config
-from zeroprompt_jax.training.state import Flat, State, flatten
+from zeroprompt_jax.training.state import Flat, State
 
 # Orbax reports every directory it touches at INFO and WARNING; a user reads our progress bar instead.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -152,8 +153,8 @@ def load_params(path: str, wanted: Flat, regex: str = ".*") -> dict[str, jax.Arr
     """Loads the parameters that `regex` matches, in the shapes and shardings of `wanted`; no optimizer state is read.
 
     Args:
-      path: a run's MODEL_DIR, a step directory, `packaged:NAME` or a directory in Hugging Face layout; the last two hold a
-        backbone and so leave a method's parameters as they are.
+      path: a run's MODEL_DIR, a step directory, `packaged:NAME`, a directory in Hugging Face layout or a T5X checkpoint; the
+        last three hold a backbone and so leave a method's parameters as they are.
       wanted: parameters by path.
       regex: which of them.
 
@@ -162,8 +163,8 @@ def load_params(path: str, wanted: Flat, regex: str = ".*") -> dict[str, jax.Arr
     part = {k: v for k, v in wanted.items() if re.fullmatch(regex, k)}
     if not part:
         raise UserError(f"The regex '{regex}' matches none of this model's {len(wanted)} parameters.")
-    if folder := _pretrained_directory(path):
-        return _load_pretrained(folder, part)
+    if (backbone := pretrained_leaves(path)) is not None:
+        return _load_pretrained(path, backbone, part)
     step_dir = find(path)
     saved = saved_shapes(step_dir)
     compare(saved, part, str(step_dir), subset=True)
@@ -186,9 +187,39 @@ def load_run(path: str) -> tuple[dict[str, np.ndarray], list[str]]:
 
 
 def pretrained_config(path: str) -> T5Config | None:
-    """What a packaged model or a directory in Hugging Face layout says it is; None for any other path."""
+    """What a packaged model or a directory in Hugging Face layout says it is; None for any other path. A T5X checkpoint
+    says it by its shapes, which are compared when it is loaded."""
     folder = _pretrained_directory(path)
     return huggingface.read_config(folder) if folder else None
+
+
+def pretrained_leaves(path: str) -> dict[str, Leaf] | None:
+    """The parameters, by their unscanned paths and not read yet, of what holds a backbone alone: `packaged:NAME`, a
+    directory in Hugging Face layout, a T5X checkpoint. None for any other path."""
+    if folder := _pretrained_directory(path):
+        return huggingface.read_leaves(folder)
+    found = t5x.find(path)
+    return t5x.read_t5(found) if found else None
+
+
+def backbone_leaves(path: str) -> dict[str, Leaf]:
+    """As `pretrained_leaves`, of the backbone in one of our checkpoints: what a run trained of it, which may be nothing."""
+    state = find(path) / "state"
+    saved = {keys[1]: make for keys, make in zarr.orbax(state).items() if keys[0] == "params"}
+    kept = {name.removeprefix("backbone/"): make() for name, make in saved.items() if name.startswith("backbone/")}
+    return leaves.unstack(kept)
+
+
+def write_backbone(folder: str | Path, params: Mapping[str, Leaf]) -> None:
+    """Writes a step directory of a backbone alone, its layers scanned, block by block. params: by unscanned paths."""
+    stacked = leaves.stack(params)
+    state = _absolute(str(folder)) / "state"
+    # Orbax would hold all arrays at once, so it is given small ones, and these are replaced.
+    small = {f"backbone/{path}": np.zeros((), leaf.dtype) for path, leaf in stacked.items()}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
+        checkpointer.save(state, args=ocp.args.PyTreeSave({"params": small, "step": np.int32(0)}))
+    for path, leaf in stacked.items():
+        zarr.write(zarr.store(state, f"params.backbone/{path}/"), leaf)
 
 
 def _pretrained_directory(path: str) -> Path | None:
@@ -196,12 +227,12 @@ def _pretrained_directory(path: str) -> Path | None:
     return folder if huggingface.is_directory(folder) else None
 
 
-def _load_pretrained(folder: Path, part: Flat) -> dict[str, jax.Array]:
-    backbone = {k: v for k, v in part.items() if k.startswith("backbone/")}
-    scanned = any("/layers/" in k for k in backbone)
-    loaded = flatten({"backbone": huggingface.read_t5(folder, scanned)})
-    compare({k: v.shape for k, v in loaded.items()}, backbone, str(folder), subset=True)
-    return {k: jax.device_put(loaded[k].astype(v.dtype), _sharding(v)) for k, v in backbone.items()}
+def _load_pretrained(path: str, params: Mapping[str, Leaf], part: Flat) -> dict[str, jax.Array]:
+    wanted = {k: v for k, v in part.items() if k.startswith("backbone/")}
+    scanned = any("/layers/" in k for k in wanted)
+    found = {f"backbone/{k}": leaf for k, leaf in (leaves.stack(params) if scanned else params).items()}
+    compare({k: leaf.shape for k, leaf in found.items()}, wanted, path, subset=True)
+    return {k: jax.device_put(found[k].cast(v.dtype).read(), _sharding(v)) for k, v in wanted.items()}
 
 
 def _sharding(leaf: Any) -> Any:

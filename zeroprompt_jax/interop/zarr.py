@@ -1,0 +1,129 @@
+"""Arrays that T5X and Orbax keep as zarr, through TensorStore: local folders, and gs:// and other URLs that it knows."""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import tensorstore as ts
+
+from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.interop.leaves import BLOCK, Leaf
+
+# Few things at once and nothing kept: TensorStore's defaults hold several chunks of a large array at the same time.
+# A bucket that cannot be reached is told within seconds.
+_CONTEXT = {
+    "cache_pool": {"total_bytes_limit": 0},
+    "data_copy_concurrency": {"limit": 1},
+    "file_io_concurrency": {"limit": 1},
+    "gcs_request_retries": {"max_retries": 3, "initial_delay": "200ms", "max_delay": "1s"},
+}
+
+
+@functools.cache
+def _context() -> ts.Context:
+    return ts.Context(_CONTEXT)
+
+
+def store(path: str | Path, name: str = "") -> dict[str, Any]:
+    """TensorStore's key-value store of a folder or URL, or of what is called `name` in it."""
+    text = str(path)
+    if "://" in text:
+        try:
+            spec = ts.KvStore.Spec(text.rstrip("/") + "/").to_json()
+        except ValueError as e:
+            raise UserError(f"'{text}' is no address that can be read ({_reason(e)}).") from None
+    else:
+        spec = {"driver": "file", "path": f"{Path(text).expanduser().resolve()}/"}
+    return {**spec, "path": spec["path"] + name}
+
+
+def read_file(path: str | Path, name: str) -> bytes | None:
+    """The file `name` in a folder or URL; None where there is none. UserError where it cannot be reached."""
+    try:
+        found = ts.KvStore.open(store(path), context=_context()).result().read(name).result()
+    except (ValueError, OSError) as e:
+        if "://" in str(path):
+            raise UserError(
+                f"'{path}' cannot be reached ({_reason(e)}); copy it to this machine and give the folder's path."
+            ) from None
+        return None  # a path below a file, for one
+    return bytes(found.value) if found.state == "value" else None
+
+
+def _reason(e: Exception) -> str:
+    """The first sentence of TensorStore's error, without what it quotes of its own source."""
+    return str(e).partition(" [")[0].partition("\n")[0][:200]
+
+
+class _Rows:
+    def __init__(self, array: ts.TensorStore):
+        self._array = array
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self._array[rows].read().result()
+
+
+def leaf(kvstore: dict[str, Any], driver: str = "zarr") -> Leaf:
+    """An array that is there. UserError where it is not, or cannot be opened."""
+    try:
+        array = ts.open({"driver": driver, "kvstore": kvstore}, context=_context(), open=True, read=True).result()
+    except (ValueError, OSError) as e:
+        raise UserError(f"The array {kvstore['path']} cannot be read ({_reason(e)}).") from None
+    shape, dtype = tuple(array.shape), np.dtype(array.dtype.numpy_dtype)
+    chunk = int(np.prod(array.chunk_layout.read_chunk.shape or ())) * dtype.itemsize
+
+    def open_rows() -> Any:
+        # A chunk is decoded whole each time that a part of it is read.
+        return array.read().result() if not shape or chunk > 2 * BLOCK else _Rows(array)
+
+    return Leaf(shape, dtype, open_rows)
+
+
+def metadata(leaf: Leaf) -> dict[str, Any]:
+    """zarr metadata of an array as T5X writes it, gzip, with a block for each chunk: T5X reads chunks of any size."""
+    return {
+        "chunks": [leaf.block_rows, *leaf.shape[1:]] if leaf.shape else [],
+        "compressor": {"id": "gzip", "level": 1},
+        "dtype": "bfloat16" if leaf.dtype == ml_dtypes.bfloat16 else leaf.dtype.newbyteorder("<").str,
+        "shape": list(leaf.shape),
+    }
+
+
+def write(kvstore: dict[str, Any], leaf: Leaf) -> None:
+    """Writes an array, in place of one that is there."""
+    spec = {"driver": "zarr", "kvstore": kvstore, "metadata": metadata(leaf)}
+    # Without this a chunk of zeros is left out, as a lost one would be.
+    spec["store_data_equal_to_fill_value"] = True
+    array = ts.open(spec, context=_context(), create=True, delete_existing=True).result()
+    if not leaf.shape:
+        array.write(leaf.read()).result()
+        return
+    start = 0
+    for block in leaf.blocks():
+        array[start : start + len(block)].write(block, can_reference_source_data_indefinitely=True).result()
+        start += len(block)
+
+
+def orbax(path: str | Path) -> dict[tuple[str, ...], Callable[[], Leaf]] | None:
+    """What opens each array of a folder that Orbax's tree handler wrote, by the array's keys; None where it wrote none."""
+    if (text := read_file(path, "_METADATA")) is None:
+        return None
+    record = json.loads(text)
+    driver = "zarr3" if record.get("use_zarr3") else "zarr"
+    arrays = {}
+    for entry in record["tree_metadata"].values():
+        keys = tuple(str(key["key"]) for key in entry["key_metadata"])
+        value = entry["value_metadata"]
+        if value["skip_deserialize"] or value["value_type"] in ("None", "Dict", "List"):
+            continue  # an empty branch
+        name = ".".join(keys) + "/"
+        if record.get("use_ocdbt", True):
+            kvstore = {"driver": "ocdbt", "base": store(path), "path": name}
+        else:
+            kvstore = store(path, name)
+        arrays[keys] = functools.partial(leaf, kvstore, driver)
+    return arrays
