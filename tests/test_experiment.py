@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ import pytest
 from zeroprompt_jax import config, experiment
 from zeroprompt_jax.cli import main as cli
 from zeroprompt_jax.methods.prompt import Prompt
-from zeroprompt_jax.training import checkpoint
+from zeroprompt_jax.training import checkpoint, goodput
 
 # No task is learned here: there are as few and as short examples as the path allows.
 TASKS = '''
@@ -104,10 +105,11 @@ def arguments(model_dir, *more):
 
 @pytest.fixture(scope="module")
 def run(home):
-    """A finished run, and what its command printed."""
+    """A finished run, what its command printed, and its seconds."""
+    began = time.monotonic()
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         assert cli.main(arguments("whole")) == 0
-    return home / "whole", out.getvalue(), err.getvalue()
+    return home / "whole", out.getvalue(), err.getvalue(), time.monotonic() - began
 
 
 COMMAND = (sys.executable, "-m", "zeroprompt_jax.cli.main")
@@ -151,7 +153,7 @@ def same(a, b) -> bool:
 
 
 def test_a_run_leaves_everything(run):
-    folder, out, err = run
+    folder, out, err, seconds = run
     assert all((folder / name).stat().st_size for name in FILES)
     assert (folder / "results.png").read_bytes()[:4] == b"\x89PNG"
     assert list((folder / "tensorboard").iterdir())
@@ -168,6 +170,10 @@ def test_a_run_leaves_everything(run):
     assert written[-1]["final"] and "final" not in written[-2]
     assert [line["loss"] for line in written if "loss" in line][-1] < written[1]["loss"]
     assert "Train: 2 tasks of 2 families, 2 types." in err and "parameters train, 0 are frozen" in err
+    assert [int(step) for step in re.findall(r"Saved step (\d+)\.", err)] == [5, 10, 15, 20]
+    spent = found["spent"]
+    assert set(spent) == set(goodput.KINDS) and min(spent.values()) >= 0 and spent["compile"] > 0 and "All time: " in out
+    assert 0.75 * seconds < sum(spent.values()) < seconds  # the rest is reading the config and writing the report
 
 
 def test_packed_runs_count_examples_and_not_rows(home, capsys, monkeypatch):
