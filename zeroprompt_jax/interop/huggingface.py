@@ -153,7 +153,7 @@ def t5_to_huggingface(params: Mapping[str, Any], config: T5Config) -> dict[str, 
 
 
 def leaves_from_huggingface(tensors: Mapping[str, Leaf], config: T5Config) -> dict[str, Leaf]:
-    """As `t5_from_huggingface`, of tensors that are not read yet: parameters by our unscanned paths, in their own dtype."""
+    """As `t5_from_huggingface`, of tensors not read yet: parameters by our unscanned paths, in their own dtype."""
     aliases = [name for name in _aliases(config) if name in tensors]
     renamed = {name: tensor for name, tensor in tensors.items() if name not in (*aliases, _IGNORED)}
     if aliases:
