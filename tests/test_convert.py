@@ -182,7 +182,7 @@ def test_extra_memory_stays_below_the_largest_tensor_and_a_third(home):
     largest = max(leaf.size for leaf in large.values())
     huggingface.write_leaves(home / "large", large, config)
     source = home / "large"
-    for layout in ("t5x", "hf", "zeroprompt"):
+    for layout in ("t5x", "hf"):
         argv = [str(home / "hf"), str(source), str(home / f"to_{layout}"), layout]
         extra = int(subprocess.check_output([sys.executable, "-c", MEMORY, *argv], text=True).splitlines()[-1])
         print(f"{source.name} -> {layout}: {extra / 2**20:.0f} MiB, {extra / largest:.2f} of the largest tensor")

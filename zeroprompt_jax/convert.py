@@ -1,7 +1,7 @@
 """Backbones from one layout into another: Hugging Face's, T5X's and this package's own checkpoints.
 
-Parameters are streamed in blocks, never held all at once, in their own dtype. What was written is read back and compared
-bit by bit, and then by its logits, before it gets its name.
+Parameters are streamed in blocks, never held all at once, in their own dtype. What was written is read back and
+compared bit by bit, and then by its logits, before it gets its name.
 """
 
 import contextlib
@@ -45,8 +45,8 @@ class Source:
 
 
 class Converted(NamedTuple):
-    """parameters, arrays: how many. difference: the largest of logits, None where they were not compared. by: what computed
-    those of the source and of what was written."""
+    """parameters, arrays: how many. difference: the largest of logits, None where they were not compared. by: what
+    computed those of the source and of what was written."""
 
     parameters: int
     arrays: int
@@ -58,8 +58,8 @@ def source(backbone: str | Experiment) -> Source:
     """Finds a backbone.
 
     Args:
-      backbone: `packaged:NAME`, a directory in Hugging Face layout, a T5X checkpoint or a folder of several, one of this
-        package's checkpoints, a run's experiment, or a model's name on the Hugging Face hub.
+      backbone: `packaged:NAME`, a directory in Hugging Face layout, a T5X checkpoint or a folder of several, one of
+        this package's checkpoints, a run's experiment, or a model's name on the Hugging Face hub.
 
     Raises UserError where it is none of these, or cannot be reached.
     """
@@ -96,7 +96,7 @@ def convert(backbone: str | Experiment, destination: str | Path, format: str, lo
       backbone: as of `source`.
       destination: a folder that does not exist, or is empty. A T5X checkpoint is that folder itself where it is called
         checkpoint_STEP, and checkpoint_0 in it otherwise.
-      format: `hf`, `t5x` or `zeroprompt`, a checkpoint for `Train.initial_checkpoint_path` (with scanned layers).
+      format: `hf`, `t5x` or `zeroprompt`, a checkpoint for `Train.initial_checkpoint_path`.
       logits: also compare logits, for which the whole model is loaded, as float32. Hugging Face's side is computed by
         transformers where that is installed.
 
@@ -161,8 +161,8 @@ def _compare_logits(given: Source, written: Source) -> tuple[float, tuple[str, s
     difference = float(np.abs(a - b).max())
     if not difference <= TOLERANCE * max(1.0, float(np.abs(a).max())):  # not a number fails too
         raise UserError(
-            f"The logits of what was written differ from those of '{given.name}' by {difference:.2g} (computed by {by_a} and "
-            f"{by_b}); nothing is left of it. Does the model compute as its configuration says?"
+            f"The logits of what was written differ from those of '{given.name}' by {difference:.2g} (computed by "
+            f"{by_a} and {by_b}); nothing is left of it. Does the model compute as its configuration says?"
         )
     return difference, (by_a, by_b)
 

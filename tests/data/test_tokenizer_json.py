@@ -143,7 +143,8 @@ SEQIO = """
 import json, sys
 from zeroprompt_jax.data.vocabulary import load_vocabulary
 lines = json.load(open(sys.argv[1]))
-print(json.dumps([[list(map(int, v.encode(line))) for line in lines] for v in (load_vocabulary(s).to_seqio() for s in sys.argv[2:])]))
+vocabularies = [load_vocabulary(spec).to_seqio() for spec in sys.argv[2:]]
+print(json.dumps([[list(map(int, v.encode(line))) for line in lines] for v in vocabularies]))
 """
 
 

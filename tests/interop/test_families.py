@@ -1,4 +1,4 @@
-"""T5, T5 1.1, LM-adapted, Flan-T5, mT5 and ByT5: published configurations, and files that transformers wrote and reads."""
+"""T5, T5 1.1, LM-adapted, Flan-T5, mT5 and ByT5: published configurations, and files of transformers."""
 
 import dataclasses
 import json

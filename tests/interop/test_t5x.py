@@ -197,7 +197,10 @@ def test_our_own_checkpoints_are_not_taken_for_t5x(tmp_path):
     checkpoint.write_backbone(tmp_path / "own", arrays)
     assert t5x.find(tmp_path / "own") is None and checkpoint.pretrained_leaves(str(tmp_path / "own")) is None
     assert_same(checkpoint.backbone_leaves(str(tmp_path / "own")), arrays)
-    config = tiny_t5.config()
-    wanted = flax.traverse_util.flatten_dict({"backbone": tiny_t5.params(config)}, sep="/")
-    loaded = checkpoint.load_params(str(tmp_path / "own"), wanted)
-    assert all(np.array_equal(loaded[path], x) for path, x in wanted.items()) and loaded.keys() == wanted.keys()
+    for scan in (True, False):
+        params = tiny_t5.params(tiny_t5.config(scan_layers=scan))
+        wanted = flax.traverse_util.flatten_dict({"backbone": params}, sep="/")
+        loaded = checkpoint.load_params(str(tmp_path / "own"), wanted)
+        assert all(np.array_equal(loaded[path], x) for path, x in wanted.items()) and loaded.keys() == wanted.keys()
+    embedding = checkpoint.load_params(str(tmp_path / "own"), wanted, "backbone/token_embedder/.*")
+    assert list(embedding) == ["backbone/token_embedder/embedding"]

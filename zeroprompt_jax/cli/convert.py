@@ -1,4 +1,4 @@
-"""Turns a backbone into another layout (Hugging Face, T5X, this package's checkpoint), and checks weights and logits."""
+"""Turns a backbone into another layout (Hugging Face, T5X, this package's checkpoint), checking weights and logits."""
 
 import argparse
 from pathlib import Path
@@ -9,8 +9,8 @@ from zeroprompt_jax.cli import runs
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
-        help="a directory in Hugging Face layout, a T5X checkpoint (gs:// too), a run's MODEL_DIR, packaged:NAME, or OWNER/NAME "
-        "on the Hugging Face hub",
+        help="a directory in Hugging Face layout, a T5X checkpoint (gs:// too), a run's MODEL_DIR, packaged:NAME, or "
+        "OWNER/NAME on the Hugging Face hub",
     )
     parser.add_argument("destination", help="a new folder; for T5X best called checkpoint_STEP")
     parser.add_argument(

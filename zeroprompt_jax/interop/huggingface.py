@@ -171,7 +171,7 @@ def t5_to_huggingface(params: Mapping[str, Any], config: T5Config) -> dict[str, 
 
 
 def leaves_from_huggingface(tensors: Mapping[str, Leaf], config: T5Config) -> dict[str, Leaf]:
-    """As `t5_from_huggingface`, of tensors that are not read yet: parameters by our unscanned paths, in their own dtype."""
+    """As `t5_from_huggingface`, of tensors not read yet: parameters by our unscanned paths, in their own dtype."""
     kept = {name: tensor for name, tensor in one_copy(tensors, _aliases(config)).items() if name != _IGNORED}
     return from_tensors(kept, _names(config), config)
 

@@ -2,8 +2,8 @@
 
 Two layouts are read. The legacy one, in which models are published under gs://t5-data/pretrained_models/t5x: a folder
 `checkpoint_STEP` with a msgpack index, `checkpoint`, that holds small arrays itself and of others a TensorStore
-specification, and beside it one zarr folder per array, `target.encoder.layers_0.attention.query.kernel`. And Orbax's, in
-`checkpoint_STEP/state`. The legacy one is written; T5X restores it in either of its checkpointing modes.
+specification, and beside it one zarr folder per array, `target.encoder.layers_0.attention.query.kernel`. And Orbax's,
+in `checkpoint_STEP/state`. The legacy one is written; T5X restores it in either of its checkpointing modes.
 
 Paths here are T5X's own: `target/…` parameters, `state/step`, `state/param_states/…` the optimizer's state. A model is
 unscanned, as the published ones are.
@@ -30,8 +30,8 @@ _IN_INDEX = 2**20  # bytes up to which an array that is no matrix of the model s
 
 
 def find(path: str | Path) -> str | None:
-    """The checkpoint that `path` means: itself, or of a model's folder the newest `checkpoint_STEP` in it; None where there
-    is none. In a bucket only the checkpoint itself is recognised."""
+    """The checkpoint that `path` means: itself, or of a model's folder the newest `checkpoint_STEP` in it; None where
+    there is none. In a bucket only the checkpoint itself is recognised."""
     if _is_checkpoint(path):
         return str(path)
     folder = Path(path).expanduser()
@@ -58,7 +58,7 @@ def _is_checkpoint(path: str | Path) -> bool:
 
 
 def read(path: str | Path, regex: str = ".*") -> dict[str, Leaf]:
-    """The arrays whose whole path `regex` matches, none of them read yet: `target/.*` leaves the optimizer's state alone.
+    """The arrays whose whole path `regex` matches, none of them read yet: `target/.*` leaves the optimizer's state out.
 
     Raises UserError where `path` is no T5X checkpoint, or the regex matches nothing."""
     found = find(path)
@@ -135,8 +135,8 @@ def write(path: str | Path, arrays: Mapping[str, Leaf]) -> None:
 
     Args:
       path: the folder, made when missing; T5X finds it when it is called checkpoint_STEP.
-      arrays: by T5X's paths, unscanned. Without `state/param_states/…` T5X restores it for inference, and for training with
-        `RestoreCheckpointConfig.fallback_to_scratch = True`, which starts the optimizer anew.
+      arrays: by T5X's paths, unscanned. Without `state/param_states/…` T5X restores it for inference, and for training
+        with `RestoreCheckpointConfig.fallback_to_scratch = True`, which starts the optimizer anew.
     """
     Path(path).mkdir(parents=True, exist_ok=True)
     index = {}

@@ -1,4 +1,4 @@
-"""Arrays that T5X and Orbax keep as zarr, through TensorStore: local folders, and gs:// and other URLs that it knows."""
+"""Arrays that T5X and Orbax keep as zarr, through TensorStore: in local folders, and at gs:// and other URLs."""
 
 import functools
 import json
@@ -109,7 +109,7 @@ def write(kvstore: dict[str, Any], leaf: Leaf) -> None:
 
 
 def orbax(path: str | Path) -> dict[tuple[str, ...], Callable[[], Leaf]] | None:
-    """What opens each array of a folder that Orbax's tree handler wrote, by the array's keys; None where it wrote none."""
+    """What opens each array of a folder that Orbax's tree handler wrote, by its keys; None where it wrote none."""
     if (text := read_file(path, "_METADATA")) is None:
         return None
     record = json.loads(text)

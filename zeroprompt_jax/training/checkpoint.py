@@ -8,7 +8,7 @@ checkpoint before.
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +150,12 @@ def compare(saved: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Any], whe
 
 
 def load_params(path: str, wanted: Flat, regex: str = ".*") -> dict[str, jax.Array]:
-    """Loads the parameters that `regex` matches, in the shapes and shardings of `wanted`; no optimizer state is read.
+    """Loads the parameters that `regex` matches, in the shapes and shardings of `wanted`; no optimizer state is read. A
+    backbone's layers may be scanned in one and unscanned in the other.
 
     Args:
-      path: a run's MODEL_DIR, a step directory, `packaged:NAME`, a directory in Hugging Face layout or a T5X checkpoint; the
-        last three hold a backbone and so leave a method's parameters as they are.
+      path: a run's MODEL_DIR, a step directory, `packaged:NAME`, a directory in Hugging Face layout or a T5X checkpoint;
+        the last three hold a backbone and so leave a method's parameters as they are.
       wanted: parameters by path.
       regex: which of them.
 
@@ -166,7 +167,12 @@ def load_params(path: str, wanted: Flat, regex: str = ".*") -> dict[str, jax.Arr
     if (backbone := pretrained_leaves(path)) is not None:
         return _load_pretrained(path, backbone, part)
     step_dir = find(path)
-    saved = saved_shapes(step_dir)
+    saved, restacked = saved_shapes(step_dir), {}
+    if any(k.startswith("backbone/") for k in saved) and _scanned(saved) != _scanned(part):
+        restacked = _load_pretrained(str(step_dir), backbone_leaves(path), part)
+        part = {k: v for k, v in part.items() if k not in restacked}
+        if not part:
+            return restacked
     compare(saved, part, str(step_dir), subset=True)
     args = ocp.args.PyTreeRestore(
         item={"params": part},
@@ -174,7 +180,7 @@ def load_params(path: str, wanted: Flat, regex: str = ".*") -> dict[str, jax.Arr
         partial_restore=True,
     )
     with ocp.PyTreeCheckpointer() as checkpointer:
-        return checkpointer.restore(step_dir / "state", args=args)["params"]
+        return restacked | checkpointer.restore(step_dir / "state", args=args)["params"]
 
 
 def load_run(path: str) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -203,7 +209,7 @@ def pretrained_leaves(path: str) -> dict[str, Leaf] | None:
 
 
 def backbone_leaves(path: str) -> dict[str, Leaf]:
-    """As `pretrained_leaves`, of the backbone in one of our checkpoints: what a run trained of it, which may be nothing."""
+    """As `pretrained_leaves`, of one of our checkpoints: what a run trained of its backbone, which may be nothing."""
     state = find(path) / "state"
     saved = {keys[1]: make for keys, make in zarr.orbax(state).items() if keys[0] == "params"}
     kept = {name.removeprefix("backbone/"): make() for name, make in saved.items() if name.startswith("backbone/")}
@@ -229,10 +235,14 @@ def _pretrained_directory(path: str) -> Path | None:
 
 def _load_pretrained(path: str, params: Mapping[str, Leaf], part: Flat) -> dict[str, jax.Array]:
     wanted = {k: v for k, v in part.items() if k.startswith("backbone/")}
-    scanned = any("/layers/" in k for k in wanted)
-    found = {f"backbone/{k}": leaf for k, leaf in (leaves.stack(params) if scanned else params).items()}
+    found = {f"backbone/{k}": leaf for k, leaf in (leaves.stack(params) if _scanned(wanted) else params).items()}
     compare({k: leaf.shape for k, leaf in found.items()}, wanted, path, subset=True)
     return {k: jax.device_put(found[k].cast(v.dtype).read(), _sharding(v)) for k, v in wanted.items()}
+
+
+def _scanned(paths: Iterable[str]) -> bool:
+    """Whether a backbone's layers are stacked."""
+    return any(path.startswith("backbone/") and "/layers/" in path for path in paths)
 
 
 def _sharding(leaf: Any) -> Any:
