@@ -165,8 +165,8 @@ def test_a_model_that_knows_the_answers_scores_one(run, monkeypatch, store, voca
         hit = [[o[o > 0].tolist() == target[target > 0].tolist() for o in row] for row, target in zip(options, targets)]
         return {"nll": lengths[:, 0], "tokens": lengths[:, 0], "sums": np.where(hit, -1.0, -2.0), "lengths": lengths}
 
-    monkeypatch.setattr(module, "_generate", oracle)
-    monkeypatch.setattr(module, "_rank", ranking_oracle)
+    monkeypatch.setattr(module, "generate_step", oracle)
+    monkeypatch.setattr(module, "rank_step", ranking_oracle)
     found, _ = run(groups={"all": ["words", "own"]}, features=Features(64, 12))
     assert [r["score"] for r in found.tasks] == [1.0, 1.0]
     assert all(r["baseline"] < 1 for r in found.tasks)
@@ -275,9 +275,9 @@ def test_progress_counts_every_example_once(run):
 
 
 def test_a_second_evaluation_compiles_nothing(run, base):
-    before = module._generate._cache_size(), module._rank._cache_size()
+    before = module.generate_step._cache_size(), module.rank_step._cache_size()
     same(run()[0], base[0], rtol=0)
-    assert (module._generate._cache_size(), module._rank._cache_size()) == before
+    assert (module.generate_step._cache_size(), module.rank_step._cache_size()) == before
 
 
 def test_a_mesh_changes_nothing(run):

@@ -113,8 +113,15 @@ def find(path: str) -> epath.Path:
     root = _absolute(path)
     if found := _newest(root):
         return found
-    names = [p.name for p in root.parent.iterdir() if _newest(p)] if root.parent.is_dir() else []
+    names = [p.name for p in root.parent.iterdir() if _holds_model(p)] if root.parent.is_dir() else []
     raise UserError(f"No checkpoint at '{path}'.{nearest(root.name, names)}")
+
+
+def _holds_model(folder: epath.Path) -> bool:
+    try:
+        return _newest(folder) is not None or huggingface.is_directory(folder)
+    except OSError:  # another user's
+        return False
 
 
 def _newest(root: epath.Path) -> epath.Path | None:
