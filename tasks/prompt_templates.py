@@ -34,6 +34,9 @@ from zeroprompt_jax.data import cards
 from zeroprompt_jax.errors import UserError, unknown
 
 NAME = "prompt_templates"
+_ANSWER = "prompt_templates_answer"  # the field of the right answer, which no row has
+# Fields of an example that mean something to a card.
+_SPECIAL = ("options", "references", "instruction", "input_ids", "target_ids", "instruction_ids")
 MASK = "[MASK]"
 GIVEN = ("prompt", "fields")
 # Mixture of each pool.
@@ -54,7 +57,8 @@ def register_directory(
     """Registers every template of every dataset as the task NAME/DATASET/TEMPLATE, and a mixture of each pool that has
     tasks: NAME_train, NAME_unseen_tasks and NAME_unseen_types.
 
-    Registering again, with other arguments, replaces what was registered before. Rows are read when they are cached.
+    Registering again, with other arguments, replaces what was registered before. Files are read once, to know their
+    content by; rows when they are cached.
 
     Args:
       path: the directory.
@@ -73,8 +77,8 @@ def register_directory(
     for dataset, told in _read(pathlib.Path(templates).expanduser()).items():
         splits = _splits(root / dataset)
         digest = hashlib.blake2b(digest_size=12)
-        for file in splits.values():
-            digest.update(file.read_bytes())
+        for split, file in splits.items():
+            digest.update(f"{split} {file.stat().st_size}\n".encode() + file.read_bytes())
         for title, template in told["templates"].items():
             where = f"{dataset}/{title}"
             card = _card(where, f"{name}/{where}", {"type": dataset, **told}, template, given, mask)
@@ -113,7 +117,7 @@ def _card(where: str, name: str, dataset: Mapping, template: Mapping, given: str
         pool=dataset.get("pool", "train"),
         instructions=(masked(prompt, mask, options),),
         input_template=prompt if given == "prompt" else " ".join(f"{{{field}}}" for field in fields),
-        target_template="{target}" if answers else template["target"],
+        target_template=f"{{{_ANSWER}}}" if answers else template["target"],
         options=options,
         metrics=tuple(template.get("metrics", ("exact_match",))),
     )
@@ -186,7 +190,11 @@ def _examples(
                 raise UserError(f"Prompt templates: {place}: not JSON ({e}).") from None
             if not isinstance(row, dict):
                 raise UserError(f"Prompt templates: {place}: not an object of fields.")
-            yield {**row, **_answered(f"{place}, template '{where}'", row, answers, label, fixed)} if answers else row
+            # A row's own fields of these names are text here, not what a source says about an example.
+            plain = {field: value for field, value in row.items() if field not in _SPECIAL}
+            if answers:
+                plain |= _answered(f"{place}, template '{where}'", row, answers, label, fixed)
+            yield plain
 
 
 def _answered(place: str, row: Mapping, answers: Mapping[str, str], label: str, fixed: bool) -> dict[str, Any]:
@@ -201,4 +209,6 @@ def _answered(place: str, row: Mapping, answers: Mapping[str, str], label: str, 
         texts = {key: answer.format(**row) for key, answer in answers.items()}
     except KeyError as e:
         raise UserError(f"Prompt templates: {place}: an answer names the field {e}, which the row lacks.") from None
-    return {"target": texts[right], **({} if fixed else {"options": list(texts.values())})}
+    except (IndexError, AttributeError, TypeError, ValueError) as e:
+        raise UserError(f"Prompt templates: {place}: an answer cannot be filled from the row ({e}).") from None
+    return {_ANSWER: texts[right], **({} if fixed else {"options": list(texts.values())})}

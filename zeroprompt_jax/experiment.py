@@ -42,7 +42,8 @@ from zeroprompt_jax.training.step import Loss, make_train_step
 
 # A run may be continued with these changed; anything else would make it another experiment.
 _MAY_CHANGE = ("MODEL_DIR", "TRAIN_STEPS", "CACHE_DIR", *(f"Train.{n}" for n in ("model_dir", "steps", "keep")))
-_MAY_CHANGE += ("Train.save_every", "Train.profile_steps", "Data.cache_dir", *(f"Mesh.{n}" for n in partitioning.MESH_AXES))
+_MAY_CHANGE += ("Train.save_every", "Train.profile_steps", "Data.cache_dir", "Experiment.mesh", *(f"Mesh.{n}" for n in partitioning.MESH_AXES))
+_MAY_CHANGE += ("T5Config.remat_policy",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,10 @@ class Experiment:
     loss: Loss = Loss()
     mesh: Mesh = Mesh()
     evaluate: Evaluate = Evaluate()
+
+    def __post_init__(self):
+        if not isinstance(self.model, T5Config):
+            raise UserError(f"Experiment.model is a {type(self.model).__name__}; experiments train a T5 (T5Config).")
 
 
 @dataclasses.dataclass
@@ -563,7 +568,8 @@ def _refuse_another(root: Path, config_text: str) -> None:
     saved = root / "config.gin"
     if config_text and saved.exists():
         old, new = (_comparable(text) for text in (saved.read_text(encoding="utf-8"), config_text))
-        changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+        # An option that is newer than the run, and off, is none that the run had otherwise.
+        changed = sorted(k for k in old.keys() | new.keys() if old.get(k, "None") != new.get(k, "None"))
         if changed:
             name = changed[0]
             raise UserError(

@@ -10,12 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zeroprompt_jax import experiment as experiments
 from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.evaluation import evaluate, modules, ranking, report
 from zeroprompt_jax.experiment import Experiment, Model
-from zeroprompt_jax.methods.bank import Bank
 from zeroprompt_jax.training import hlo, partitioning, prediction, state as states
 from zeroprompt_jax.training.chips import Topology
 from zeroprompt_jax.training.prediction import Prediction
@@ -76,8 +76,7 @@ def plan(experiment: Experiment, topology: Topology, steps: Sequence[str] = ()) 
     experiment.optimizer.schedule.build(experiment.train.steps)
     mesh = experiment.mesh.build(topology.devices())
     experiments.check_rows(experiment, mesh)
-    if isinstance(experiment.method, Bank):
-        experiment.data.register()  # a bank is as large as there are tasks
+    experiment.data.register()  # a bank is as large as there are tasks
     model = experiments.abstract_model(experiment, mesh)
     return [_plan(name, experiment, topology, model) for name in steps or has]
 
@@ -112,12 +111,14 @@ def _rows(experiment: Experiment, rows: int, mesh: jax.sharding.Mesh, packed: bo
     """A padded or packed batch, as `TrainStream.batch` and `EvalSet.batches` make them."""
     features = experiment.data.features()
     T, S = features.inputs, features.targets
+    places = experiments.task_ids(experiment)
+    place = np.shape(next(iter(places.values()))) if places else ()
     wanted = {
         "encoder_input_tokens": ((rows, T), jnp.int32),
         "decoder_input_tokens": ((rows, S), jnp.int32),
         "decoder_target_tokens": ((rows, S), jnp.int32),
         "decoder_loss_weights": ((rows, S), jnp.float32),
-        "task_ids": ((rows, max(S // 2, 1)) if packed else (rows,), jnp.int32),
+        "task_ids": ((rows, max(S // 2, 1)) if packed else (rows, *place), jnp.int32),
     }
     if packed:
         wanted |= {"encoder_segment_ids": ((rows, T), jnp.int32), "decoder_segment_ids": ((rows, S), jnp.int32)}
@@ -149,8 +150,7 @@ def _evaluated(experiment: Experiment, model: Model, rows: int) -> dict[str, Any
         per_task = experiment.evaluate.max_examples_per_task or rows
         capacity = ranking.bucket(-(-rows // per_task) + 1)
         bank = jax.eval_shape(functools.partial(modules.empty, capacity=capacity), _modules_of_one(experiment, model))
-        whole = partitioning.replicated(model.mesh)
-        batch["modules"] = partitioning.abstract(bank, jax.tree.map(lambda _: whole, bank))
+        batch["modules"] = partitioning.abstract(bank, modules.shardings(bank, model.mesh))
         batch |= _spread({"module_places": ((rows,), jnp.int32)}, model.mesh)
     return batch
 
@@ -164,7 +164,7 @@ def _decode(experiment: Experiment, model: Model):
 
 def _score(experiment: Experiment, model: Model):
     ways = partitioning.row_ways(model.mesh)
-    rows = max(ways, experiment.evaluate.batch_size // _OPTIONS // ways * ways)
+    rows = -(-max(1, experiment.evaluate.batch_size // _OPTIONS) // ways) * ways  # as evaluation rounds
     S = experiment.data.features().targets
     wanted = {"options": ((rows, _OPTIONS, S), jnp.int32), "option_mask": ((rows, _OPTIONS), jnp.bool_)}
     batch = _evaluated(experiment, model, rows) | _spread(wanted, model.mesh)

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from zeroprompt_jax import config
+from zeroprompt_jax import config, experiment as experiments
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.methods.full import Full
 from zeroprompt_jax.models import t5
@@ -175,3 +175,5 @@ def test_every_parameter_divides_over_its_preset(preset):
         shared = partitioning.device_bytes(partitioning.abstract(shapes, placed))
         # Parameters and gradients, float32, leave room for what is remembered.
         assert 2 * shared < 0.6 * topology.chip.hbm_bytes, size
+    config.load(["runs/plan.gin", f"models/t5_1_1_{size}.gin", f"slices/{preset}.gin"])
+    experiments.check_rows(config.make("Experiment"), mesh)

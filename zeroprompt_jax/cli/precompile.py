@@ -4,7 +4,6 @@ time, what the chips exchange, and their costliest operations. Needs libtpu (the
 import argparse
 import json
 import os
-from pathlib import Path
 
 from zeroprompt_jax import config
 
@@ -25,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
     config.load(args.gin_file, args.gin_bindings)
     from zeroprompt_jax import precompile
+    from zeroprompt_jax.evaluation import report
     from zeroprompt_jax.training.chips import Topology
     from zeroprompt_jax.training.partitioning import Mesh
 
@@ -35,6 +35,6 @@ def run(args: argparse.Namespace) -> int:
     print(precompile.table(plans, topology), end="")
     title = " ".join(["zeroprompt precompile", *(f"--gin_file={name}" for name in args.gin_file)])
     found = precompile.record(plans, experiment, topology, f"{title} --topology={args.topology}")
-    Path(args.output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    report.save_text(args.output, json.dumps(found, indent=1) + "\n")
     print(f"Report: {args.output}")
     return 0 if all(one.fits for one in plans) else 1

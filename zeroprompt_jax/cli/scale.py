@@ -4,6 +4,7 @@ saw; the same command continues a stopped study. With --shard several independen
 import argparse
 
 from zeroprompt_jax import config
+from zeroprompt_jax.cli import runs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
 
     shard = records.parse_shard(args.shard)
     study = config.make("ScalingStudy")
+    runs.begin()
     every = list(study.sizes.values())
     partitioning.split_cpu(every[0].mesh, *(size for made in every for size in experiment.divided(made).values()))
     scaling.run(study, shard, " ".join(["zeroprompt scale", *(f"--gin_file={name}" for name in args.gin_file)]))

@@ -73,7 +73,7 @@ def fill(
     values = {**example, OPTIONS: "; ".join(options)}
     pieces = _parts(card, wording)
     for field, _ in pieces:
-        if field and field not in values:
+        if field and re.split(r"[.\[]", field)[0] not in values:
             have = ", ".join(sorted(map(str, example)))
             raise UserError(f"Task '{card.name}': the wording names the field '{field}', but its examples have {have}.")
     texts = [text.format(**values) if field else text for field, text in pieces]

@@ -100,7 +100,7 @@ class ModuleStore:
             except OSError as e:
                 raise UserError(f"The module store's directory {directory} cannot be made ({e.strerror}).") from None
         self._ways = 1 if mesh is None else partitioning.row_ways(mesh)
-        self._placed = None if mesh is None else _shardings(self._shapes, mesh)
+        self._placed = None if mesh is None else shardings(self._shapes, mesh)
         self._write = jax.jit(_write, donate_argnums=0, out_shardings=self._placed)
         # Whole on every device, so that each host can read it.
         self._take = jax.jit(take, out_shardings=None if mesh is None else partitioning.replicated(mesh))
@@ -316,7 +316,7 @@ def empty(task: Conditioning, capacity: int) -> Conditioning:
     return map_groups(zeros, task)
 
 
-def _shardings(shapes: Conditioning, mesh: jax.sharding.Mesh) -> Conditioning:
+def shardings(shapes: Conditioning, mesh: jax.sharding.Mesh) -> Conditioning:
     """Where a bank of such modules lies."""
 
     def sharding(leaf, axes):

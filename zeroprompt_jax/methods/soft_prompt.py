@@ -17,7 +17,7 @@ import numpy as np
 from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.methods.bank import take
 from zeroprompt_jax.methods.base import Method, Setting
-from zeroprompt_jax.methods.initialisers import Initialiser, Uniform
+from zeroprompt_jax.methods.initialisers import Initialiser, SampledVocabulary, Uniform
 from zeroprompt_jax.models.conditioning import Conditioning, Stack
 
 Array = jax.Array
@@ -102,6 +102,11 @@ class SoftPrompt(Method):
             raise unknown("SoftPrompt.unseen", self.unseen, UNSEEN)
         if self.length < 1 or self.width < 1:
             raise UserError(f"SoftPrompt needs length and width of at least 1, not {self.length} and {self.width}.")
+        if not isinstance(self.initialiser, (Uniform, SampledVocabulary)):
+            raise UserError(
+                f"SoftPrompt cannot start from {type(self.initialiser).__name__}, as its vectors belong to factors and not "
+                f"to tasks; use Uniform or SampledVocabulary."
+            )
         if not 0 <= self.dropout <= 1:
             raise UserError(f"SoftPrompt.dropout is {self.dropout}; it must be from 0 to 1.")
 

@@ -226,6 +226,9 @@ class Roberta(nn.Module):
             )
         if token_types is not None and token_types.shape != tokens.shape:
             raise UserError(f"token_types have shape {token_types.shape}, but tokens {tokens.shape}.")
+        if token_types is not None and not isinstance(token_types, jax.core.Tracer):
+            if (most := int(jnp.max(token_types))) >= c.num_token_types:
+                raise UserError(f"A token type is {most}; this backbone has {c.num_token_types}, from 0 on.")
         seq = masks.sequence(stack, tokens != c.pad_id)
         x = put_prompt(put_slots(self.token_embedder(tokens), stack), stack)
         positions = jnp.maximum(jnp.cumsum(seq.valid, axis=1, dtype=jnp.int32) - 1, 0)

@@ -26,6 +26,8 @@ from zeroprompt_jax.training import checkpoint
 _STAGE = "stage:"
 # Where results are, what they are computed on and what is recorded besides does not tell one configuration from another.
 _PLACES = ("model_dir", "cache_dir", "mesh", "keep", "save_every", "profile_steps")
+# What studies that were begun earlier do not name, and which does nothing while it is None.
+_ADDED = ("option_seed",)
 # What there is once something was trained or measured.
 _RESULTS = ("checkpoints", "records.jsonl", "models", "tasks")
 _FILE = "records.jsonl"
@@ -105,6 +107,7 @@ def describe(value: Any) -> str:
     """A configured value as text that is the same in every process, without where its results are kept."""
     if dataclasses.is_dataclass(value):
         fields = [f.name for f in dataclasses.fields(value) if f.name not in _PLACES]
+        fields = [name for name in fields if name not in _ADDED or getattr(value, name) is not None]
         return f"{type(value).__name__}({', '.join(f'{name}={describe(getattr(value, name))}' for name in fields)})"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{name}: {describe(part)}' for name, part in value.items())}}}"
@@ -136,8 +139,10 @@ def result(made: Experiment) -> tuple[Evaluation, dict[str, float]]:
     with contextlib.redirect_stdout(io.StringIO()):  # a table for each of a hundred runs would bury the study's
         found = experiments.train(made) or experiments.evaluate_run(made)
     root = made.train.model_dir
-    tasks = len(made.data.training()) if made.method.per_task else 1
-    trained = sum(int(np.prod(shape)) for shape in checkpoint.saved_shapes(checkpoint.find(root)).values()) / tasks
+    shapes = checkpoint.saved_shapes(checkpoint.find(root))
+    shared = any(path.startswith("backbone/") for path in shapes)
+    tasks = len(made.data.training()) if made.method.per_task and not shared else 1
+    trained = sum(int(np.prod(shape)) for shape in shapes.values()) / tasks
     minutes = json.loads((Path(root) / "results.json").read_text(encoding="utf-8"))["minutes"]
     return found, {"trained": trained, "steps": made.train.steps, "minutes": minutes}
 
@@ -167,8 +172,9 @@ def check_tests(arms: Mapping[str, Experiment], study: str) -> None:
                 f"{study}: '{name}' is not tested as '{first}' is: Evaluate.{field} is {getattr(own, field)}, not "
                 f"{getattr(wanted, field)}."
             )
-        if dict(arms[name].data.evaluation) != dict(arms[first].data.evaluation):
-            raise UserError(f"{study}: '{name}' is not tested on what '{first}' is; give both one Data.evaluation.")
+        tested = lambda name: (dict((d := arms[name].data).evaluation), d.max_test_examples, d.option_seed)
+        if tested(name) != tested(first):
+            raise UserError(f"{study}: '{name}' is not tested on what '{first}' is; give both one Data.evaluation, max_test_examples and option_seed.")
 
 
 def _stages_of(value: Any) -> Iterator[str]:

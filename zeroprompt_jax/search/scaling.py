@@ -37,6 +37,10 @@ _ALIKE = (
     "batching",
     "instruct_inputs",
     "max_train_examples",
+    "max_examples_per_label",
+    "option_seed",
+    "instruction_limit",
+    "unknown_targets",
 )
 _ONE_SHAPE = ("padded", "packed")
 
@@ -116,13 +120,19 @@ def run(study: ScalingStudy, shard: Shard = Shard(), title: str = "") -> str:
     """
     root = Path(study.model_dir)
     check_tasks(study)
+    known = {(made.arm, made.label) for made in runs(study, 0)}
+
+    def recorded() -> list[Record]:
+        """Of this study: an earlier one in the same place may have had other numbers of tasks, or more seeds."""
+        return [r for r in records.read(root) if (r["arm"], r["run"]) in known and r["seed"] < study.seeds]
+
+    _check_records(study, recorded())
     table = "No run of the study is recorded yet.\n"
     for seed in range(study.seeds):
         every = runs(study, seed)
         mine = [made for place, made in enumerate(every) if shard.holds(seed * len(every) + place)]
         records.complete(root, seed, mine, _measure, shard.file)
-        if found := [record for record in records.read(root) if record["arm"] in study.sizes]:
-            _check_records(study, found)
+        if found := recorded():
             table = scaling_report.write(root, found, list(study.sizes), title)
     print(table, end="")
     return table
