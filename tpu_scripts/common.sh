@@ -52,7 +52,7 @@ on_workers() {
 state() {
   local answer
   if answer=$(tpus queued-resources describe "$NAME" '--format=value(state.state)' 2>&1); then
-    printf '%s\n' "$answer"
+    printf '%s\n' "${answer##*$'\n'}" # warnings come before it
   elif [[ $answer == *NOT_FOUND* ]]; then
     echo NONE
   else

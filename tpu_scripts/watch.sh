@@ -4,7 +4,9 @@
 # shellcheck source=tpu_scripts/common.sh
 . "$(dirname "$0")/common.sh"
 
-status='bash zeroprompt_jax/tpu_scripts/on_worker.sh status'
+# A machine that was never set up has no such file.
+worker=zeroprompt_jax/tpu_scripts/on_worker.sh
+status="if [ -e $worker ]; then bash $worker status; else echo status none; fi"
 if [ -n "$dry_run" ]; then # one round, of a TPU that was taken away
   state
   on_workers "$status"
@@ -14,8 +16,7 @@ fi
 
 begin() {
   also create
-  also setup
-  also launch
+  { also setup && also launch; } || say 'that did not work; looking again'
 }
 
 while true; do
@@ -36,15 +37,14 @@ while true; do
             case $code in 0 | 75 | 134 | 137 | 143 | none) ;; *) die "a worker ended with code $code; see $LOGS" ;; esac
           done
           say "stopped (${codes% }); starting it again"
-          also setup
-          also launch
+          # The machine may be going away just now.
+          { also setup && also launch; } || say 'that did not work; looking again'
           ;;
       esac
       ;;
     SUSPENDING | SUSPENDED | FAILED)
       say "$NAME is $now; getting another"
-      also delete
-      begin
+      if also delete; then begin; else say 'it is not deleted yet'; fi
       ;;
     NONE) begin ;;
     *) say "$NAME is $now" ;;

@@ -104,7 +104,7 @@ def convert(backbone: str | Experiment, destination: str | Path, format: str, lo
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    _check_free(Path(destination))
+    _check_free(str(destination))
     given = source(backbone)
     with _whole(Path(destination)) as partial:
         _write(given, partial, format, t5x.step_of(destination))
@@ -115,7 +115,10 @@ def convert(backbone: str | Experiment, destination: str | Path, format: str, lo
     return Converted(parameters, len(given.leaves), difference, by)
 
 
-def _check_free(target: Path) -> None:
+def _check_free(destination: str) -> None:
+    if "://" in destination:
+        raise UserError(f"'{destination}' is no folder of this machine; convert to one, and copy that.")
+    target = Path(destination).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"'{target}' exists already; give a folder that does not.")
 

@@ -409,7 +409,7 @@ def _train(experiment: Experiment, config_text: str, title: str, goodput: Goodpu
         metrics.write(settings.steps, {**evaluation.summary(), "final": True})
     except Exception as e:
         if lost := distributed.is_loss(e):
-            saved = checkpointer.latest()
+            saved = checkpointer.kept()
             kept = "no step is saved" if saved is None else f"step {saved:,} is saved"
             raise PeerLost(f"{distributed.loss(e)}; {kept}, and the same command, on all, goes on.") from e
         raise

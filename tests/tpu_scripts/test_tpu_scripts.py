@@ -32,7 +32,8 @@ PRINTED = {
     "logs": [f"{SSH} '--command=cat zeroprompt.log' --output-directory=runs/logs {ON}"],
     "delete": [f"gcloud compute tpus queued-resources delete zeroprompt --force --quiet {ON}"],
 }
-PRINTED["watch"] = [DESCRIBE, f"{SSH} '--command={WORKER} status' {ON}"]
+STATUS = f"if [ -e {WORKER.removeprefix('bash ')} ]; then {WORKER} status; else echo status none; fi"
+PRINTED["watch"] = [DESCRIBE, f"{SSH} '--command={STATUS}' {ON}"]
 PRINTED["watch"] += [line for name in ("logs", "delete", "create", "setup", "launch") for line in PRINTED[name]]
 
 

@@ -45,6 +45,8 @@ def read(path: Path) -> tuple[bytes, int]:
         if model.get("type", "Unigram") != "Unigram" or not isinstance(model["vocab"], list):
             raise UserError(f"{path} is a {model.get('type')} tokenizer; those of T5 are Unigram.")
         vocab = [(str(text), float(score)) for text, score in model["vocab"]]
+        if model.get("byte_fallback"):
+            raise UserError(f"{path} spells unknown characters as bytes, which is not read here; give its spiece.model.")
         special = {token["content"]: token["id"] for token in record.get("added_tokens") or ()}
         unknown = int(model.get("unk_id") or 0)
         charsmap = _charsmap(path, record.get("normalizer"))
@@ -64,6 +66,8 @@ def read(path: Path) -> tuple[bytes, int]:
         raise UserError(
             f"{path} adds tokens behind its pieces that are not T5's sentinels, which SentencePiece has no room for."
         )
+    if plain := [t["content"] for t in record.get("added_tokens") or () if not t.get("special", True) and t["id"] < size]:
+        raise UserError(f"{path} adds '{plain[0]}' as a token that is not special, which is not read here.")
     kind = lambda i, text: UNKNOWN if i == unknown else CONTROL if text in special else NORMAL
     pieces = b"".join(piece(text, score, kind(i, text)) for i, (text, score) in enumerate(vocab[:size]))
     # add_dummy_prefix (3) and remove_extra_whitespaces (4); the pieces that stand for <unk> and the like have their

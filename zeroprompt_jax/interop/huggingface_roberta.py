@@ -51,7 +51,7 @@ _LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias":
 _ACTIVATIONS = {"gelu": "gelu_exact", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}
 # Heads, and a buffer that old versions saved: left out of what is read where the configuration has no place for them.
 _HEADS = r"(cls|lm_head|classifier|pooler)\."
-_DROPPED = r"embeddings\.(position_ids|token_type_ids)|cls\.seq_relationship\..*"
+_DROPPED = r"embeddings\.(position_ids|token_type_ids)"
 
 
 def config_from_huggingface(config: Mapping[str, Any], names: Iterable[str]) -> RobertaConfig:

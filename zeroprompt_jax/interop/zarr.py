@@ -60,17 +60,22 @@ def _reason(e: Exception) -> str:
 
 
 class _Rows:
-    def __init__(self, array: ts.TensorStore):
-        self._array = array
+    def __init__(self, array: ts.TensorStore, path: str):
+        self._array, self._path = array, path
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        return self._array[rows].read().result()
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        try:
+            return self._array[rows].read().result()
+        except (ValueError, OSError) as e:
+            raise UserError(f"The array {self._path} cannot be read ({_reason(e)}).") from None
 
 
 def leaf(kvstore: dict[str, Any], driver: str = "zarr") -> Leaf:
     """An array that is there. UserError where it is not, or cannot be opened."""
     try:
-        array = ts.open({"driver": driver, "kvstore": kvstore}, context=_context(), open=True, read=True).result()
+        # A chunk that a broken download lacks would else be read as zeros.
+        spec = {"driver": driver, "kvstore": kvstore, "fill_missing_data_reads": False}
+        array = ts.open(spec, context=_context(), open=True, read=True).result()
     except (ValueError, OSError) as e:
         raise UserError(f"The array {kvstore['path']} cannot be read ({_reason(e)}).") from None
     shape, dtype = tuple(array.shape), np.dtype(array.dtype.numpy_dtype)
@@ -78,7 +83,8 @@ def leaf(kvstore: dict[str, Any], driver: str = "zarr") -> Leaf:
 
     def open_rows() -> Any:
         # A chunk is decoded whole each time that a part of it is read.
-        return array.read().result() if not shape or chunk > 2 * BLOCK else _Rows(array)
+        rows = _Rows(array, kvstore["path"])
+        return rows[...] if not shape or chunk > 2 * BLOCK else rows
 
     return Leaf(shape, dtype, open_rows)
 

@@ -88,7 +88,7 @@ def picture(path: Path, records: Sequence[Record], title: str) -> None:
     right.set_yticks(range(len(order)), [r["task"] for r in order], fontsize=7)
     right.set_xlabel("test accuracy, points of 100")
     right.set_xlim(-2, 102)
-    right.legend(frameon=False, loc="lower right", fontsize=8)
+    right.legend(frameon=False, loc="best", fontsize=8)
     for axis in (left, right):
         axis.grid(color="#e4e4e4", linewidth=0.8)
         axis.set_axisbelow(True)

@@ -45,8 +45,14 @@ class Checkpointer:
         self._pending: int | None = None
 
     def latest(self) -> int | None:
-        """The newest complete step, or None."""
+        """The newest step, perhaps still being saved, or None."""
         return self._manager.latest_step()
+
+    def kept(self) -> int | None:
+        """The newest step that is whole on disk, or None."""
+        folders = {step: self.directory / str(step) for step in self._manager.all_steps()}
+        whole = [n for n, folder in folders.items() if folder.exists() and ocp.utils.is_checkpoint_finalized(folder)]
+        return max(whole, default=None)
 
     def save(self, state: State, record: Mapping[str, Any]) -> None:
         """Starts saving; returns once the state is copied off the device. `record` is small JSON that rides along."""
