@@ -387,3 +387,9 @@ def test_eight_devices_give_what_one_gives():
     for mesh, report in found["meshes"].items():
         assert report["logits"] <= TOLERANCE and report["gradient"] <= 1e-4, mesh
         assert report["kernels"] == [1.0 if mesh == "8×1×1" else 0.25]
+
+
+def test_a_token_type_that_there_is_not_is_refused():
+    backbone = roberta.Backbone(CONFIG, tiny_roberta.params(CONFIG))
+    with pytest.raises(UserError, match="token type is 1; this backbone has 1"):
+        backbone(np.full((1, 3), 5, np.int32), token_types=np.array([[0, 1, 1]], np.int32))

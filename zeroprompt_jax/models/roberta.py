@@ -12,6 +12,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from zeroprompt_jax.errors import UserError
@@ -227,7 +228,7 @@ class Roberta(nn.Module):
         if token_types is not None and token_types.shape != tokens.shape:
             raise UserError(f"token_types have shape {token_types.shape}, but tokens {tokens.shape}.")
         if token_types is not None and not isinstance(token_types, jax.core.Tracer):
-            if (most := int(jnp.max(token_types))) >= c.num_token_types:
+            if (most := int(np.max(token_types))) >= c.num_token_types:
                 raise UserError(f"A token type is {most}; this backbone has {c.num_token_types}, from 0 on.")
         seq = masks.sequence(stack, tokens != c.pad_id)
         x = put_prompt(put_slots(self.token_embedder(tokens), stack), stack)
