@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,7 +29,7 @@ from zeroprompt_jax.methods.full import Full
 from zeroprompt_jax.methods.soft_prompt import SoftPrompt
 from zeroprompt_jax.models import t5
 from zeroprompt_jax.models.t5 import T5Config
-from zeroprompt_jax.training import benchmark, checkpoint, distributed, partitioning, state as states, task_file
+from zeroprompt_jax.training import benchmark, checkpoint, distributed, partitioning, run_folder, state as states, task_file
 from zeroprompt_jax.training.fingerprint import fingerprint
 from zeroprompt_jax.training.goodput import Goodput
 from zeroprompt_jax.training.loop import Metrics, Train, fit
@@ -39,12 +37,6 @@ from zeroprompt_jax.training.optimizer import Optimizer
 from zeroprompt_jax.training.partitioning import Mesh
 from zeroprompt_jax.training.state import Flat, State
 from zeroprompt_jax.training.step import Loss, make_train_step
-
-# A run may be continued with these changed; anything else would make it another experiment.
-_MAY_CHANGE = ("MODEL_DIR", "TRAIN_STEPS", "CACHE_DIR", *(f"Train.{n}" for n in ("model_dir", "steps", "keep")))
-_MAY_CHANGE += ("Train.save_every", "Train.profile_steps", "Data.cache_dir", "Experiment.mesh", *(f"Mesh.{n}" for n in partitioning.MESH_AXES))
-_MAY_CHANGE += ("T5Config.remat_policy",)
-
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -300,8 +292,8 @@ def _train(experiment: Experiment, config_text: str, title: str, goodput: Goodpu
     root = Path(settings.model_dir)
     check_batching(experiment)
     check_instructions(experiment)
-    _refuse_another(root, config_text)
-    if _finished(root, settings.steps):
+    run_folder.refuse_another(root, config_text)
+    if run_folder.finished(root, settings.steps):
         if first:
             print((root / "table.txt").read_text(encoding="utf-8"), end="")
             print(f"\nThis run was finished before; nothing was trained. For another one set another MODEL_DIR than {root}.")
@@ -343,10 +335,10 @@ def _train(experiment: Experiment, config_text: str, title: str, goodput: Goodpu
                 f"{settings.steps:,}; give more, or another MODEL_DIR."
             )
         _say(f"Resuming {root} at step {int(state.step):,} of {settings.steps:,}.")
-        if _finished(root, int(state.step)):
+        if run_folder.finished(root, int(state.step)):
             _say("It was finished: training goes on, and its results will be replaced.")
     if first:
-        _claim(root, config_text)  # only now: a config with a mistake in it claims nothing
+        run_folder.claim(root, config_text)  # only now: a config with a mistake in it claims nothing
     trained, frozen = states.count(model.params), states.count(model.frozen)
     _say(f"{trained:,} parameters train, {frozen:,} are frozen; {_devices(mesh)}.")
 
@@ -561,50 +553,6 @@ def _check_instructions(task: str) -> None:
     first = next(iter(source.examples(source.splits[0])), None) if card.instructions == ("",) else None
     if first is not None and cards.render(card, first).instruction:
         raise UserError(f"The examples of task '{task}' bring their own instructions, which only evaluation reads.")
-
-
-def _refuse_another(root: Path, config_text: str) -> None:
-    """Raises UserError where `root` holds a run of another config."""
-    saved = root / "config.gin"
-    if config_text and saved.exists():
-        old, new = (_comparable(text) for text in (saved.read_text(encoding="utf-8"), config_text))
-        # An option that is newer than the run, and off, is none that the run had otherwise.
-        changed = sorted(k for k in old.keys() | new.keys() if old.get(k, "None") != new.get(k, "None"))
-        if changed:
-            name = changed[0]
-            raise UserError(
-                f"MODEL_DIR {root} holds a run with {name} = {old.get(name)}, not {new.get(name)}; choose another "
-                f"MODEL_DIR for a new run, or the old value to continue this one."
-            )
-
-
-def _claim(root: Path, config_text: str) -> None:
-    """Writes the resolved config into the run's folder."""
-    if config_text:
-        root.mkdir(parents=True, exist_ok=True)
-        partial = root / f".config.gin.{os.getpid()}"
-        partial.write_text(config_text, encoding="utf-8")
-        os.replace(partial, root / "config.gin")
-
-
-def _comparable(text: str) -> dict[str, str]:
-    """Statements of a resolved config by name, without those that may change between attempts."""
-    joined = text.replace("\\\n", " ")
-    out, name = {}, ""
-    for line in joined.splitlines():
-        if line[:1].isspace() and name:
-            out[name] += " " + line.strip()
-        elif " = " in line:
-            name, value = line.split(" = ", 1)
-            out[name] = value.strip()
-    return {k: v for k, v in out.items() if k not in _MAY_CHANGE}
-
-
-def _finished(root: Path, steps: int) -> bool:
-    try:
-        return json.loads((root / "results.json").read_text(encoding="utf-8"))["steps"] >= steps
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def _say(line: str) -> None:

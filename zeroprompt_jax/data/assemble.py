@@ -6,12 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from zeroprompt_jax.data.cards import LEAST_INPUT
 from zeroprompt_jax.data.shards import ragged_positions
 from zeroprompt_jax.data.store import CUTS, OWN, Store
 from zeroprompt_jax.data.vocabulary import EOS_ID, Vocabulary
 from zeroprompt_jax.errors import UserError
-
-_LEAST_INPUT = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +109,9 @@ class Assembler:
             own = self.store.lengths(tasks[i], self.split, OWN).max(initial=0)
             longest_N[i] = own if f.instruction_limit is None else min(own, f.instruction_limit)
         room_N = f.inputs - 1 - len(self.separator) - longest_N
-        for i in np.flatnonzero(room_N < _LEAST_INPUT) if f.instruct_inputs else ():
+        for i in np.flatnonzero(room_N < LEAST_INPUT) if f.instruct_inputs else ():
             # Short inputs need less room than we ask for in general.
-            if room_N[i] < min(_LEAST_INPUT, self.store.lengths(tasks[i], self.split, "inputs").max(initial=0)):
+            if room_N[i] < min(LEAST_INPUT, self.store.lengths(tasks[i], self.split, "inputs").max(initial=0)):
                 raise UserError(
                     f"Feature length inputs={f.inputs} is too short for task '{tasks[i]}': its longest instruction has "
                     f"{longest_N[i]} tokens, which leaves {max(room_N[i], 0)} for the input.{cut}"
@@ -121,7 +120,7 @@ class Assembler:
             whole_E = self.store.lengths(tasks[i], self.split, "inputs")
             kept_E = self._kept(np.full(len(whole_E), self.ids_N[i]), np.arange(len(whole_E)))
             room = room_N[i] if f.instruct_inputs else f.inputs - 1
-            if (short_E := np.minimum(kept_E + _LEAST_INPUT, whole_E) > room).any():
+            if (short_E := np.minimum(kept_E + LEAST_INPUT, whole_E) > room).any():
                 raise UserError(
                     f"Feature length inputs={f.inputs} is too short for task '{tasks[i]}': what must stay of an input, its "
                     f"options and the template's text, has {kept_E[short_E].max()} tokens, and instructions leave "
@@ -183,7 +182,7 @@ class Assembler:
         room_E = self.features.inputs - 1 - start_E
         if limit is None:
             return room_E
-        return np.minimum(room_E, np.maximum(limit - 1 - start_E, _LEAST_INPUT + self._kept(ids_E, example_E)))
+        return np.minimum(room_E, np.maximum(limit - 1 - start_E, LEAST_INPUT + self._kept(ids_E, example_E)))
 
     def _kept(self, ids_E: np.ndarray, example_E: np.ndarray) -> np.ndarray:
         """Tokens [E] of the input that must not be cut."""

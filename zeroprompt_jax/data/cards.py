@@ -119,6 +119,7 @@ def check(card: TaskCard) -> None:
 
 
 OPTIONS = "options"  # the field of the listed options
+LEAST_INPUT = 8  # tokens that an instruction must leave for the input, if the input has them
 
 
 @functools.lru_cache(maxsize=1024)

@@ -9,14 +9,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zeroprompt_jax.data.cards import OPTIONS, TaskCard, is_input, parts
+from zeroprompt_jax.data.cards import LEAST_INPUT, OPTIONS, TaskCard, is_input, parts
 from zeroprompt_jax.data.vocabulary import Vocabulary
 from zeroprompt_jax.errors import UserError
 
 _FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
 _MARK = re.compile(r"\bX\d+\b")
-# As in training, what is fixed must leave so many tokens for the input.
-_LEAST_INPUT = 8
 
 
 def placeholders(wording: str) -> list[str]:
@@ -43,7 +41,7 @@ def check(card: TaskCard, wording: str, vocabulary: Vocabulary, limit: int, opti
                 f"would read the same."
             )
     fixed = len(vocabulary.encode("".join(text for field, text in _parts(card, wording) if not field)))
-    if fixed + _LEAST_INPUT > limit:
+    if fixed + LEAST_INPUT > limit:
         raise UserError(
             f"Task '{card.name}': the wording '{wording}' has {fixed} tokens, which leaves {max(limit - fixed, 0)} of "
             f"{limit} for the input."

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from zeroprompt_jax.data.batches import Features
+from zeroprompt_jax.data.cards import LEAST_INPUT
 from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.evaluation import modules
 from zeroprompt_jax.evaluation.modules import ModuleStore
@@ -22,8 +23,6 @@ from zeroprompt_jax.models.t5 import Backbone, T5Config
 _SHORT = 32
 # Least tasks that the module store has places for; more are multiples by powers of four, up to the batch size.
 _PLACES = 4
-# As in training, an instruction must leave so many tokens for the input, if the input has them.
-_LEAST_INPUT = 8
 
 
 class Prediction(NamedTuple):
@@ -218,7 +217,7 @@ class Predictor:
             instruction, ids = instructions[name], v.encode(text)
             before = instruction if f.instruct_inputs else []
             room = f.inputs - 1 - (len(v.join(before, ids)) - len(ids))
-            if before and room < min(_LEAST_INPUT, len(ids)):
+            if before and room < min(LEAST_INPUT, len(ids)):
                 raise UserError(
                     f"Feature length inputs={f.inputs} is too short for task '{name}': its instruction has "
                     f"{len(instruction)} tokens, which leaves {max(room, 0)} for the input."
