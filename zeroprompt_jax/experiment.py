@@ -183,6 +183,9 @@ def counted_flops(experiment: Experiment) -> float:
 
 def _step(experiment: Experiment) -> tuple[T5Config, Method, dict[str, Any], Setting]:
     """What a step is counted from: a batch of the shapes that training reads."""
+    if experiment.method.reads_instructions:
+        name = type(experiment.method).__name__
+        raise UserError(f"What a step of {name} costs depends on its instructions; zeroprompt flops counts that.")
     lengths, size = experiment.data.feature_lengths, experiment.train.batch_size
     rows = benchmark.rows(experiment.model, size, lengths["inputs"], lengths["targets"])
     if places := task_ids(experiment):
