@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from zeroprompt_jax.methods.prompt import Prompt
 from zeroprompt_jax.models.t5 import T5Config
 from zeroprompt_jax.search import comparison, comparison_report, records
 from zeroprompt_jax.search.comparison import Comparison
+from zeroprompt_jax.search.records import Shard
 from zeroprompt_jax.training import checkpoint
 from zeroprompt_jax.training.loop import Train
 from zeroprompt_jax.training.optimizer import Optimizer, Schedule
@@ -111,6 +113,25 @@ def test_batch_size_and_control_may_differ_and_processes_not(tmp_path, monkeypat
     with pytest.raises(UserError, match="A study needs one process; this run has 2"):
         comparison.run(made)
     assert not list(tmp_path.iterdir())
+
+
+def test_jobs_share_the_seeds(tmp_path, monkeypatch):
+    done = []
+
+    def result(made):
+        done.append((made.train.seed, Path(made.train.model_dir).name))
+        return [{key: value for key, value in record("", 0, "x", 0.1 * made.train.seed).items() if key not in ("seed", "arm", "run")}]
+
+    monkeypatch.setattr(comparison, "_result", result)
+    made = compared(tmp_path, seeds=3)
+    comparison.run(made, Shard(2, 2))
+    assert done == [(1, name) for name in ("pretraining", *ARMS)]
+    part = comparison.run(made, Shard(1, 2))
+    assert len(done) == len(set(done)) == 9 and not (tmp_path / "records.jsonl").exists()
+    # Each reads what the others wrote, and nothing is left to do.
+    assert comparison.run(made) == part and "3 seeds" in part and len(done) == 9
+    with pytest.raises(UserError, match="4 jobs cannot share a comparison of 3 seeds"):
+        comparison.run(made, Shard(1, 4))
 
 
 def record(arm, seed, task, score, group="unseen_tasks", shuffled=None, loss=1.5):

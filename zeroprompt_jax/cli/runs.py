@@ -27,6 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     config.add_arguments(parser)
 
 
+def add_shard(parser: argparse.ArgumentParser, share: str) -> None:
+    parser.add_argument(
+        "--shard",
+        default="1/1",
+        metavar="I/N",
+        help=f"do job I's {share} of N jobs, I from 1 to N; each job writes its own records, and any of them, or the study "
+        "without this option, reports all that lie in MODEL_DIR (default: 1/1)",
+    )
+
+
 def load(args: argparse.Namespace):
     """The run's experiment, with the command line's config files and bindings over its own; without --model_dir, what
     these configure."""

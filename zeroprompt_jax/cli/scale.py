@@ -9,13 +9,7 @@ from zeroprompt_jax.cli import runs
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     config.add_arguments(parser, "task_scaling")
-    parser.add_argument(
-        "--shard",
-        default="1/1",
-        metavar="I/N",
-        help="do job I's runs of N jobs, I from 1 to N; each job writes its own records, and any of them, or the study "
-        "without this option, reports all that lie in MODEL_DIR (default: 1/1)",
-    )
+    runs.add_shard(parser, "runs")
 
 
 def run(args: argparse.Namespace) -> int:

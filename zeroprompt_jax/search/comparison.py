@@ -12,7 +12,7 @@ from pathlib import Path
 from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.experiment import Experiment
 from zeroprompt_jax.search import comparison_report, records
-from zeroprompt_jax.search.records import Record, Run
+from zeroprompt_jax.search.records import Record, Run, Shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,15 +48,19 @@ class Comparison:
         records.check_tests(self.arms, "Comparison")
 
 
-def run(comparison: Comparison, title: str = "") -> str:
-    """Runs what is not yet recorded in MODEL_DIR/records.jsonl, and reports after every seed. Returns the table.
+def run(comparison: Comparison, shard: Shard = Shard(), title: str = "") -> str:
+    """Runs what is not yet recorded of a shard's seeds, and reports all jobs' after every seed. Returns the table.
 
-    A record is of a seed, arm, group and task, with `type`, `score`, `baseline`, `shuffled`, `loss`, `shuffled_loss`,
-    `examples`, `labels`, and of its run `trained` parameters, `steps` and `minutes`.
+    A job of several writes MODEL_DIR/records-I-of-N.jsonl; jobs without a common disk are put together by copying these
+    files into one MODEL_DIR and running the comparison there. A record is of a seed, arm, group and task, with `type`,
+    `score`, `baseline`, `shuffled`, `loss`, `shuffled_loss`, `examples`, `labels`, and of its run `trained` parameters,
+    `steps` and `minutes`.
     """
     root = Path(comparison.model_dir)
-    for seed in range(comparison.seeds):
-        records.complete(root, seed, runs(comparison, seed), _result)
+    if shard.jobs > comparison.seeds:
+        raise UserError(f"{shard.jobs} jobs cannot share a comparison of {comparison.seeds} seeds; give at most as many jobs.")
+    for seed in filter(shard.holds, range(comparison.seeds)):
+        records.complete(root, seed, runs(comparison, seed), _result, shard.file)
         table = comparison_report.write(
             root, records.read(root), comparison.stages, comparison.arms, comparison.reference, title
         )
