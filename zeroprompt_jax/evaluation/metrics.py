@@ -125,7 +125,7 @@ def f1(
 
     Raises ValueError where the options are not two, or not the same for all examples.
     """
-    hits, gold, predicted = _classes(predictions, references)
+    hits, gold, _ = _classes(predictions, references)
     if options is None or len({tuple(given) for given in options}) > 1 or len(options[0]) != 2:
         raise ValueError("F1 needs two answer options in one order for all examples.")
     negative, positive = map(normalise, options[0])
