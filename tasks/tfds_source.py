@@ -7,6 +7,7 @@ it does not hold TensorFlow Datasets reads, and prepares first where it has not,
 Registering imports neither TensorFlow nor reads a row: that happens when a task is cached.
 """
 
+import csv
 import dataclasses
 import json
 import os
@@ -32,12 +33,14 @@ class Dataset:
       name: of its folder in a local directory.
       tfds: its name, config and version in TensorFlow Datasets; None where that has none.
       renamed: field of a local file to its name here, where the two differ.
+      columns: fields of a local .csv file, which has no header; a set that is not published so has none.
       home: where its files can be had, for a set that TensorFlow Datasets lacks.
     """
 
     name: str
     tfds: str | None = None
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    columns: tuple[str, ...] = ()
     home: str = ""
 
     def __str__(self):
@@ -94,7 +97,8 @@ def file(dataset: Dataset, split: str, places: Places) -> pathlib.Path | None:
     if places.directory is None:
         return None
     folder = pathlib.Path(places.directory) / dataset.name
-    return next((f for name in (split, split.split("_")[0]) if (f := folder / f"{name}.jsonl").is_file()), None)
+    names = [f"{name}{end}" for name in (split, split.split("_")[0]) for end in (".jsonl", *[".csv"] * bool(dataset.columns))]
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def available(dataset: Dataset, parts: Mapping[str, Part], places: Places) -> dict[str, Part]:
@@ -128,7 +132,7 @@ def rows(dataset: Dataset, split: str, places: Places) -> Iterator[dict[str, Any
       UserError: neither place has it, or a local file is malformed.
     """
     if local := file(dataset, split, places):
-        yield from _lines(local, dataset.renamed)
+        yield from _table(local, dataset.columns) if local.suffix == ".csv" else _lines(local, dataset.renamed)
         return
     folder = f"{places.directory or 'DIRECTORY'}/{dataset.name}"
     if dataset.tfds is None:
@@ -190,6 +194,14 @@ def _lines(path: pathlib.Path, renamed: Mapping[str, str]) -> Iterator[dict[str,
             if not isinstance(row, dict):
                 raise UserError(f"Data set {path}, line {number}: not an object of fields.")
             yield {renamed.get(key, key): value for key, value in row.items()}
+
+
+def _table(path: pathlib.Path, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8", newline="") as lines:
+        for number, cells in enumerate(csv.reader(lines), 1):
+            if len(cells) != len(columns):
+                raise UserError(f"Data set {path}, row {number}: {len(cells)} columns, not {', '.join(columns)}.")
+            yield dict(zip(columns, cells))
 
 
 def source(dataset: Dataset, parts: Mapping[str, Part], places: Places, make, told: str) -> cards.Source:
