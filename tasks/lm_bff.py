@@ -25,7 +25,6 @@ from zeroprompt_jax.tasks.text_sets import TESTED, TextSet
 from zeroprompt_jax.tasks.tfds_source import Dataset, Places
 
 NAME = "lm_bff"
-SEEDS = (13, 21, 42, 87, 100)
 BLANK = "<extra_id_0>"
 _GOOD = ("terrible", "great")
 _IT_WAS = f"{{sentence}} It was {BLANK} ."
@@ -114,7 +113,7 @@ def register(
     directory: str | os.PathLike | None = None,
     data_dir: str | os.PathLike | None = None,
     shots: tuple[int, ...] = (16,),
-    seeds: tuple[int, ...] = SEEDS,
+    seeds: tuple[int, ...] = few_shot.SEEDS,
 ) -> None:
     """Registers the tasks lm_bff/NAME, the few-shot tasks lm_bff/NAME/K-SEED, and the mixtures `lm_bff` and `lm_bff_K`.
 
