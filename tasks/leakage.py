@@ -5,6 +5,7 @@ claim that a task was unseen, also where the test rows themselves were held back
 family that is a free text, as Natural Instructions' sources are, is of a data set where its words name it.
 """
 
+import functools
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -29,29 +30,31 @@ _LONGEST = 3  # words that together are a data set's name
 
 
 class Leak(NamedTuple):
-    """A task that is tested on, a training task that has seen its data set, how many have, and why that is so."""
+    """The tasks of one data set that are tested on, the training tasks of the data set that tell of it, and why they do."""
 
-    task: str
-    seen_by: str
-    count: int
+    tested: tuple[str, ...]
+    trained: tuple[str, ...]
     why: str
 
 
 def find(train: Iterable[str], test: Iterable[str]) -> list[Leak]:
-    """The leaks from the tasks of one mixture into those of another, by task of the latter."""
-    trained: dict[str, list[str]] = {}
-    for name in train:
-        trained.setdefault(cards.card(name).family, []).append(name)
-    named = {family: _named(family) for family in trained}
+    """The leaks from the tasks of one mixture into those of another."""
+    trained, tested = _by_family(train), _by_family(test)
     leaks = []
-    for name in test:
-        mine = cards.card(name).family
+    for mine, mine_tasks in tested.items():
         names = _named(mine)
-        for family, tasks in trained.items():
-            why = "the same data set" if family == mine or names & named[family] else _made(names, named[family])
-            if why:
-                leaks.append(Leak(name, tasks[0], len(tasks), why))
+        for other, tasks in trained.items():
+            theirs = _named(other)
+            if why := "the same data set" if other == mine or names & theirs else _made(names, theirs):
+                leaks.append(Leak(tuple(mine_tasks), tuple(tasks), why))
     return leaks
+
+
+def _by_family(tasks: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for task in tasks:
+        found.setdefault(cards.card(task).family, []).append(task)
+    return found
 
 
 def _made(one: set[str], other: set[str]) -> str:
@@ -78,6 +81,7 @@ def _known() -> dict[str, str]:
 _KNOWN = _known()
 
 
+@functools.lru_cache(maxsize=4096)
 def _named(family: str) -> set[str]:
     """The public data sets that a family's text names."""
     words = re.findall(r"[a-z0-9]+", family.lower())

@@ -22,6 +22,7 @@ from zeroprompt_jax.data.mixture import hash64, name_keys
 from zeroprompt_jax.errors import UserError
 
 ENVIRONMENT = "ZEROPROMPT_DATASETS"
+_RETRIES = 5  # of a download, 6 seconds in all; TensorFlow Datasets' own 10 take minutes to say that there is no network
 Row = Mapping[str, Any]
 
 
@@ -159,7 +160,9 @@ def load(tfds_name: str, split: str, data_dir: str | None, *, instead: str, down
     """
     try:
         import tensorflow_datasets as tfds
+        from tensorflow_datasets.core.download import downloader
 
+        downloader.MAX_RETRIES = _RETRIES
         found = tfds.load(tfds_name, split=split, data_dir=data_dir, download=download, try_gcs=not (download or data_dir))
         return [_plain(row) for row in tfds.as_numpy(found)]
     except Exception as e:  # missing package, missing data and every kind of network raise errors of their own

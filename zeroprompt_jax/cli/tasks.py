@@ -153,14 +153,16 @@ def leaks(train: str | None, test: str) -> Iterable[str]:
 
     tested = cards.mixture(test)
     found = leakage.find(cards.mixture(train), tested)
-    seen = _count(leak.task for leak in found)
+    seen = _count(task for leak in found for task in leak.tested)
     yield f"{train} has seen the data sets of {seen:,} of the {len(tested):,} tasks of {test}"
     if found:
         yield ""
-        rows = [
-            [leak.task, leak.seen_by + (f" and {leak.count - 1:,} more" if leak.count > 1 else ""), leak.why] for leak in found
-        ]
+        rows = [[_and_more(leak.tested), _and_more(leak.trained), leak.why] for leak in found]
         yield from _columns(["task", "seen by", "why"], rows, text_columns=(0, 1, 2))
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
 
 
 def show(name: str, count: int) -> Iterable[str]:
