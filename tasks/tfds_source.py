@@ -160,9 +160,11 @@ def load(tfds_name: str, split: str, data_dir: str | None, *, instead: str, down
     """
     try:
         import tensorflow_datasets as tfds
-        from tensorflow_datasets.core.download import downloader
 
-        downloader.MAX_RETRIES = _RETRIES
+        if download:
+            from tensorflow_datasets.core.download import downloader
+
+            downloader.MAX_RETRIES = _RETRIES
         found = tfds.load(tfds_name, split=split, data_dir=data_dir, download=download, try_gcs=not (download or data_dir))
         return [_plain(row) for row in tfds.as_numpy(found)]
     except Exception as e:  # missing package, missing data and every kind of network raise errors of their own
