@@ -1,12 +1,12 @@
-"""C4 through TensorFlow Datasets: T5's span corruption, and the prefix language modelling that T5's LM-adapted models had.
+"""C4 through TensorFlow Datasets: T5's span corruption, and the prefix language modelling of T5's LM-adapted models.
 
-The documents are divided among tasks, which are cached one by one, also by several processes or machines. They follow each
-other with EOS between them, and that run of tokens is cut into chunks of one length. C4's own validation split is tested on,
-by the first task. Preparing C4 takes a cluster and days, so it is never downloaded here: name where it is prepared, or take
-local text with `span_corruption.register_text`.
+The documents are divided among tasks, which are cached one by one, also by several processes or machines. They follow
+each other with EOS between them, and that run of tokens is cut into chunks of one length. C4's own validation split is
+tested on, by the first task. Preparing C4 takes a cluster and days, so it is never downloaded here: name where it is
+prepared, or take local text with `span_corruption.register_text`.
 
-Sources: Raffel et al. 2020 (arXiv 1910.10683), sections 2.2 and 3.1.4; Lester et al. 2021 (arXiv 2104.08691), section 3.1, for
-the LM-adapted models.
+Sources: Raffel et al. 2020 (arXiv 1910.10683), sections 2.2 and 3.1.4; Lester et al. 2021 (arXiv 2104.08691), section
+3.1, for the LM-adapted models.
 """
 
 import functools
@@ -45,8 +45,8 @@ def register(
 
     Args:
       vocabulary: as `load_vocabulary` takes it, and the same as the experiment's.
-      objective: span_corruption, or prefix_lm, which cuts each chunk at a random place: the input is what is before, the
-        target what is behind.
+      objective: span_corruption, or prefix_lm, which cuts each chunk at a random place: the input is what is before,
+        the target what is behind.
       inputs: tokens of every input of span corruption, EOS included (`span_corruption.lengths` says how long targets
         are); of prefix_lm, tokens of a chunk, so that each side and its EOS fits as many.
       documents: how many of the training split.
@@ -70,7 +70,12 @@ def register(
     for slices in divided(documents, per_task, test_documents):
         settings = (objective, dataset, None if data_dir is None else str(data_dir), slices, vocabulary, L, seed)
         card = cards.TaskCard(
-            name=f"{name}/{len(names)}", type=objective, instructions=("",), domain="text", family="c4", metrics=("rougeL",)
+            name=f"{name}/{len(names)}",
+            type=objective,
+            instructions=("",),
+            domain="text",
+            family="c4",
+            metrics=("rougeL",),
         )
         source = cards.Source(
             functools.partial(_examples, *settings), fingerprint=f"c4 1 {settings!r}", splits=tuple(slices)

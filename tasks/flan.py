@@ -1,17 +1,18 @@
 """Public data sets under instructions in plain English, several for each, as FLAN trains on them.
 
-A task is a data set, and its wordings are what FLAN calls templates: eight for training and two that training never uses. The
-wording stands before the input and names no field, so that a method may read it apart, once for many inputs. Answers are
-plain words and the input lists them. As in FLAN, some tasks are turned around: from the answer to the text.
+A task is a data set, and its wordings are what FLAN calls templates: eight for training and two that training never
+uses. The wording stands before the input and names no field, so that a method may read it apart, once for many inputs.
+Answers are plain words and the input lists them. As in FLAN, some tasks are turned around: from the answer to the text.
 
-FLAN's rule of what is unseen: a whole type of task is held out. `flan_TYPE` are the tasks of a type and `flan_without_TYPE`
-is what may be trained on to call them unseen: nothing of that type, nothing of a data set of that type, turned around or not,
-and with entailment nothing of paraphrase, as the one can be told from the other.
+FLAN's rule of what is unseen: a whole type of task is held out. `flan_TYPE` are the tasks of a type and
+`flan_without_TYPE` is what may be trained on to call them unseen: nothing of that type, nothing of a data set of that
+type, turned around or not, and with entailment nothing of paraphrase, as the one can be told from the other.
 
-FLAN mixes sets by their sizes up to 3,000 and takes 30,000 examples of each at most: Data.rates = "proportional", Data.cap =
-3000, Data.max_train_examples = 30000.
+FLAN mixes sets by their sizes up to 3,000 and takes 30,000 examples of each at most: Data.rates = "proportional",
+Data.cap = 3000, Data.max_train_examples = 30000.
 
-Source: Wei et al. 2022, "Finetuned Language Models Are Zero-Shot Learners" (arXiv 2109.01652). The wordings are our own.
+Source: Wei et al. 2022, "Finetuned Language Models Are Zero-Shot Learners" (arXiv 2109.01652). The wordings are our
+own.
 """
 
 import dataclasses
@@ -323,8 +324,8 @@ SETS = tuple(_sets())
 
 
 def register(directory: str | os.PathLike | None = None, data_dir: str | os.PathLike | None = None) -> None:
-    """Registers the tasks flan/NAME and the mixtures `flan`, and of each type `flan_TYPE` and `flan_without_TYPE`; arguments
-    as of `glue.register`."""
+    """Registers the tasks flan/NAME and the mixtures `flan`, and of each type `flan_TYPE` and `flan_without_TYPE`;
+    arguments as of `glue.register`."""
     names = text_sets.register(NAME, SETS, Places.find(directory, data_dir))
     cards.register_mixture(NAME, names)
     found = [cards.card(name) for name in names]

@@ -1,10 +1,10 @@
-"""GLUE's eight tasks as T5 puts them: the name, then the named fields in alphabetical order; the answer is the label's word.
+"""GLUE's eight tasks as T5 puts them: name, then named fields in alphabetical order; the answer is the label's word.
 
-GLUE hides its test labels, so its validation splits are the test splits here; MNLI's is the matched one. WNLI is left out,
-as in the T5 papers: it is WSC in another form, and its splits are adversarial.
+GLUE hides its test labels, so its validation splits are the test splits here; MNLI's is the matched one. WNLI is left
+out, as in the T5 papers: it is WSC in another form, and its splits are adversarial.
 
-Sources: Wang et al. 2019, "GLUE" (arXiv 1804.07461); Raffel et al. 2020 (arXiv 1910.10683), appendix D. Data: glue 2.0.0 of
-TensorFlow Datasets, or a local directory (`tfds_source`).
+Sources: Wang et al. 2019, "GLUE" (arXiv 1804.07461); Raffel et al. 2020 (arXiv 1910.10683), appendix D. Data: glue
+2.0.0 of TensorFlow Datasets, or a local directory (`tfds_source`).
 """
 
 import os

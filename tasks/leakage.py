@@ -1,8 +1,8 @@
 """What a training mixture has seen of the data sets that another mixture is tested on.
 
-Tasks of one data set share a family, whatever registry they are in and however they are worded; that alone is a leak for a
-claim that a task was unseen, also where the test rows themselves were held back. Some data sets were made from others. A
-family that is a free text, as Natural Instructions' sources are, is of a data set where its words name it.
+Tasks of one data set share a family, whatever registry they are in and however they are worded; that alone is a leak
+for a claim that a task was unseen, also where the test rows themselves were held back. Some data sets were made from
+others. A family that is a free text, as Natural Instructions' sources are, is of a data set where its words name it.
 """
 
 import functools
@@ -22,15 +22,20 @@ MADE_FROM = (
     ("news_qa", "cnn_dailymail", "NewsQA's passages are CNN's articles"),
     ("stsb", "mrpc", "part of STS-B are MRPC's pairs"),
     ("anli", "hotpot_qa", "ANLI's first rounds take HotpotQA's passages"),
-    ("scitail", "sciq", "SciTail's hypotheses are SciQ's questions and answers"),
+    ("scitail", "sciq", "part of SciTail's hypotheses are SciQ's questions and answers"),
     ("boolq", "natural_questions", "both take their questions from the same searches"),
 )
-_ALSO = {"mnli": ("multinli",), "snli": ("esnli",), "natural_questions": ("naturalquestion",), "qqp": ("quoraquestionpairs",)}
+_ALSO = {
+    "mnli": ("multinli",),
+    "snli": ("esnli",),
+    "natural_questions": ("naturalquestion",),
+    "qqp": ("quoraquestionpairs",),
+}
 _LONGEST = 3  # words that together are a data set's name
 
 
 class Leak(NamedTuple):
-    """The tasks of one data set that are tested on, the training tasks of the data set that tell of it, and why they do."""
+    """The tasks of a data set that are tested on, the training tasks of the one that tells of it, and why it does."""
 
     tested: tuple[str, ...]
     trained: tuple[str, ...]

@@ -1,17 +1,18 @@
 """The fifteen sets of LM-BFF, whole and with K examples of each class, under its manual templates and label words.
 
-A template has a blank, which is T5's first sentinel here, and the answer is the label's word. STS-B is answered with its
-score, as in GLUE. The five sets that TensorFlow Datasets lacks (SST-5, MR, CR, MPQA, Subj) are read from the .csv files of the
-archive that LM-BFF publishes, `original/NAME/{train,test}.csv`, or from JSON lines.
+A template has a blank, which is T5's first sentinel here, and the answer is the label's word. STS-B is answered with
+its score, as in GLUE. The five sets that TensorFlow Datasets lacks (SST-5, MR, CR, MPQA, Subj) are read from the .csv
+files of the archive that LM-BFF publishes, `original/NAME/{train,test}.csv`, or from JSON lines.
 
-A few-shot task lm_bff/NAME/K-SEED trains on K examples of each class, is selected on the next K of each, and tested on all of
-the test split: the original validation split, where the test labels are hidden. STS-B is drawn by halves of its scale.
+A few-shot task lm_bff/NAME/K-SEED trains on K examples of each class, is selected on the next K of each, and tested on
+all of the test split: the original validation split, where the test labels are hidden. STS-B is drawn by halves of its
+scale.
 
-Leakage: the sets are GLUE's, SNLI's and movie reviews that T0 and others train on; SST-2 and SST-5 are the reviews of MR
-(Rotten Tomatoes) with other labels, so none of the three is unseen to a model that was trained on another.
+Leakage: the sets are GLUE's, SNLI's and movie reviews that T0 and others train on; SST-2 and SST-5 are the reviews of
+MR (Rotten Tomatoes) with other labels, so none of the three is unseen to a model that was trained on another.
 
-Source: Gao et al. 2021, "Making Pre-trained Language Models Better Few-shot Learners" (arXiv 2012.15723), table 1 and its
-published code.
+Source: Gao et al. 2021, "Making Pre-trained Language Models Better Few-shot Learners" (arXiv 2012.15723), table 1 and
+its published code.
 """
 
 import dataclasses
@@ -37,7 +38,9 @@ _NLI = {s.name: s for s in nli_sets.SETS}
 def _glue(name: str, of: TextSet, text: str, words: tuple[str, ...]) -> TextSet:
     """A set of GLUE or SNLI under another template; its words stand in the order of its classes."""
     family = of.family or of.name
-    return dataclasses.replace(of, name=name, text=text, words=words, classes=of.words, family=family, instructions=("",))
+    return dataclasses.replace(
+        of, name=name, text=text, words=words, classes=of.words, family=family, instructions=("",)
+    )
 
 
 def _reviews(name: str, type: str, text: str, words: tuple[str, ...], family: str, domain: str) -> TextSet:
@@ -60,7 +63,9 @@ _FOLLOWS = f"{{}} ? {BLANK} , {{}}"
 _SAME = f"{{}} {BLANK} , {{}}"
 SETS = (
     _glue("sst-2", _GLUE["sst2"], _IT_WAS, _GOOD),
-    _reviews("sst-5", "sentiment analysis", _IT_WAS, ("terrible", "bad", "okay", "good", "great"), "sst2", "movie reviews"),
+    _reviews(
+        "sst-5", "sentiment analysis", _IT_WAS, ("terrible", "bad", "okay", "good", "great"), "sst2", "movie reviews"
+    ),
     _reviews("mr", "sentiment analysis", _IT_WAS, _GOOD, "rotten_tomatoes", "movie reviews"),
     _reviews("cr", "sentiment analysis", _IT_WAS, _GOOD, "cr", "product reviews"),
     _reviews("mpqa", "sentiment analysis", _IT_WAS, _GOOD, "mpqa", "news"),
@@ -85,7 +90,9 @@ SETS = (
     _glue("rte", _GLUE["rte"], _FOLLOWS.format("{sentence1}", "{sentence2}"), ("Yes", "No")),
     _glue("mrpc", _GLUE["mrpc"], _SAME.format("{sentence1}", "{sentence2}"), ("No", "Yes")),
     _glue("qqp", _GLUE["qqp"], _SAME.format("{question1}", "{question2}"), ("No", "Yes")),
-    dataclasses.replace(_GLUE["stsb"], name="sts-b", text="{sentence1} , {sentence2}", family="stsb", instructions=("",)),
+    dataclasses.replace(
+        _GLUE["stsb"], name="sts-b", text="{sentence1} , {sentence2}", family="stsb", instructions=("",)
+    ),
 )
 
 
@@ -135,7 +142,9 @@ def register(
                     fingerprint=f"{source.fingerprint} {k}-{seed}",
                     splits=cards.SPLITS,
                 )
-                drawn.append(cards.register(dataclasses.replace(card, name=f"{name}/{k}-{seed}"), few, replace=True).name)
+                drawn.append(
+                    cards.register(dataclasses.replace(card, name=f"{name}/{k}-{seed}"), few, replace=True).name
+                )
         cards.register_mixture(f"{NAME}_{k}", drawn)
 
 

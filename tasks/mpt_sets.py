@@ -1,14 +1,14 @@
-"""The 23 data sets of multitask prompt tuning: six to train the shared prompt on, 21 to adapt it to, four of these in both.
+"""The 23 data sets of multitask prompt tuning: six to train the shared prompt on, 21 to adapt it to, four in both.
 
-Inputs and splits are those of ATTEMPT, whose experiments MPT repeats: fields in the benchmarks' own order, and the answer is
-the number of the class, one token. Test labels are hidden, so
+Inputs and splits are those of ATTEMPT, whose experiments MPT repeats: fields in the benchmarks' own order, and the
+answer is the number of the class, one token. Test labels are hidden, so
 
 - of a small set half of the validation split is for selection and half for the test;
 - of a large set 1,000 training rows are for selection, and the validation split is the test;
 - MNLI is selected on the mismatched validation split and tested on the matched one; PAWS has all three splits.
 
-Which rows are drawn is our own: the published draw depends on a generator's state. Winogrande's two options are both named
-here (the published code names the second twice).
+Which rows are drawn is our own: the published draw depends on a generator's state. Winogrande's two options are both
+named here (the published code names the second twice).
 
 Leakage: MNLI, QNLI, QQP and SST-2 are sources and targets at once; QNLI was made from SQuAD; CB, RTE and SciTail are
 entailment as MNLI is. `leakage` lists this for any two mixtures.
@@ -121,8 +121,8 @@ SOURCES = ("mnli", "qnli", "qqp", "sst2", "squad", "record")
 
 
 def register(directory: str | os.PathLike | None = None, data_dir: str | os.PathLike | None = None) -> None:
-    """Registers the tasks mpt/NAME and the mixtures `mpt_sources`, `mpt_glue`, `mpt_super_glue`, `mpt_mrqa`, `mpt_others` and
-    `mpt_targets`; arguments as of `glue.register`."""
+    """Registers the tasks mpt/NAME and the mixtures `mpt_sources`, `mpt_glue`, `mpt_super_glue`, `mpt_mrqa`,
+    `mpt_others` and `mpt_targets`; arguments as of `glue.register`."""
     text_sets.register(NAME, SETS, Places.find(directory, data_dir))
     groups = {"glue": GLUE, "super_glue": SUPER_GLUE, "mrqa": MRQA, "others": OTHERS}
     for group, sets in groups.items():

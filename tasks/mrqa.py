@@ -1,10 +1,10 @@
 """The six data sets that the MRQA 2019 shared task trains on: the answer is a span of the context.
 
-The shared task's own test labels are of other data sets, so the in-domain development splits are the test splits here. A
-question may have several answers: the first is trained on, any counts.
+The shared task's own test labels are of other data sets, so the in-domain development splits are the test splits here.
+A question may have several answers: the first is trained on, any counts.
 
-Source: Fisch et al. 2019, "MRQA 2019 Shared Task" (arXiv 1910.09753). Data: mrqa 1.0.0 of TensorFlow Datasets, or a local
-directory (`tfds_source`).
+Source: Fisch et al. 2019, "MRQA 2019 Shared Task" (arXiv 1910.09753). Data: mrqa 1.0.0 of TensorFlow Datasets, or a
+local directory (`tfds_source`).
 """
 
 import os
@@ -41,7 +41,7 @@ def answered(row: Mapping[str, Any], split: str) -> Iterator[Mapping[str, Any]]:
 SETS = tuple(
     TextSet(
         name=name,
-        dataset=Dataset(name, f"mrqa/{name}:1.0.0"),
+        dataset=Dataset(name, f"mrqa/{name}:1.0.0", fields=("question", "context", "answers")),
         type="question answering",
         text=fields("question", "context"),
         metrics=("span_f1", "span_exact_match"),

@@ -1,14 +1,14 @@
 """Natural language inference with three labels: SNLI, MNLI, FEVER-NLI and the three rounds of ANLI.
 
-All are scored on public test splits, but MNLI, whose matched validation split is its test split. SNLI's pairs without an
-agreed label are left out. FEVER-NLI is not in TensorFlow Datasets: its published files have a claim as `query`, its evidence
-as `context`, and FEVER's names of the labels.
+All are scored on public test splits, but MNLI, whose matched validation split is its test split. SNLI's pairs without
+an agreed label are left out. FEVER-NLI is not in TensorFlow Datasets: its published files have a claim as `query`, its
+evidence as `context`, and FEVER's names of the labels.
 
-Leakage: ANLI's first two rounds were written against models trained on SNLI, MNLI and FEVER-NLI, so a model trained on these
-is at a disadvantage there by design; FEVER-NLI's evidence and ANLI's contexts are Wikipedia passages.
+Leakage: ANLI was written against models trained on SNLI and MNLI, from the second round on also on FEVER-NLI and the
+rounds before, so a model trained on these is at a disadvantage there by design.
 
-Sources: Bowman et al. 2015 (arXiv 1508.05326); Williams et al. 2018 (arXiv 1704.05426); Nie et al. 2019 (arXiv 1811.07039);
-Nie et al. 2020 (arXiv 1910.14599).
+Sources: Bowman et al. 2015 (arXiv 1508.05326); Williams et al. 2018 (arXiv 1704.05426); Nie et al. 2019 (arXiv
+1811.07039); Nie et al. 2020 (arXiv 1910.14599).
 """
 
 import os

@@ -1,19 +1,20 @@
 """P3, the public pool of prompts: every template of every data set that T0 knows, as a task, and T0's mixtures.
 
-The examples are read from a directory in P3's own layout, which the Hugging Face hub has as bigscience/P3: below `data/` (or
-the directory itself) a folder DATASET_TEMPLATE of `train.tfrecord-00000-of-00001`, `info.train.json` and `stats.train.json`,
-and the same of `validation` and `test`. A record has `inputs_pretokenized` and `targets_pretokenized`, its T5 tokens, and the
-`answer_choices` of a template that has some. Where a split is in a folder DATASET_TEMPLATE_score_eval alone, whose records
-are one answer choice each (`idx`, `is_correct`, `weight`), these are put together again. The directory is given as an
-argument or in ZEROPROMPT_P3, and else looked for in the Hugging Face cache. The names of the tasks are here without it.
+The examples are read from a directory in P3's own layout, which the Hugging Face hub has as bigscience/P3: below
+`data/` (or the directory itself) a folder DATASET_TEMPLATE of `train.tfrecord-00000-of-00001`, `info.train.json` and
+`stats.train.json`, and the same of `validation` and `test`. A record has `inputs_pretokenized` and
+`targets_pretokenized`, its T5 tokens, and the `answer_choices` of a template that has some. Where a split is in a
+folder DATASET_TEMPLATE_score_eval alone, whose records are one answer choice each (`idx`, `is_correct`, `weight`),
+these are put together again. The directory is given as an argument or in ZEROPROMPT_P3, and else looked for in the
+Hugging Face cache. The names of the tasks are here without it.
 
-T0's rules: a data set weighs as its training examples, at most 500,000, which are shared by its templates where it has more;
-it is tested on the validation split, on the templates that ask for what it was made for, by ranking the choices.
+T0's rules: a data set weighs as its training examples, at most 500,000, which are shared by its templates where it has
+more; it is tested on the validation split, on the templates that ask for what it was made for, by ranking the choices.
 
 Leakage: T0 holds out whole types of task (entailment, coreference, sentence completion, word sense). T0+ then trains on
-HellaSwag, and T0++ on COPA, WiC and WSC too: what T0 is tested on is not unseen to them, so each model has a test mixture of
-its own. RTE, CB, ANLI, Winogrande and Story Cloze are in none of the training mixtures. P3 has no Story Cloze: its licence
-asks for a form to be filled in.
+HellaSwag, and T0++ on COPA, WiC and WSC too: what T0 is tested on is not unseen to them, so each model has a test
+mixture of its own. RTE, CB, ANLI, Winogrande and Story Cloze are in none of the training mixtures. P3 has no Story
+Cloze: its licence asks for a form to be filled in.
 
 Source: Sanh et al. 2022 (arXiv 2110.08207); github.com/bigscience-workshop/t-zero.
 """
@@ -43,8 +44,8 @@ _OTHER = "other prompted task"
 
 def register(directory: str | os.PathLike | None = None) -> None:
     """Registers the tasks p3/DATASET_TEMPLATE and the mixtures `p3`, and of each model of T0's family `p3_t0_train` and
-    `p3_t0_eval` (`t0p` is T0+, `t0pp` T0++), `p3_t0_train_original` (only templates that ask for what the data set was made
-    for) and `p3_bias`.
+    `p3_t0_eval` (`t0p` is T0+, `t0pp` T0++), `p3_t0_train_original` (only templates that ask for what the data set was
+    made for) and `p3_bias`.
 
     Of a directory, only folders' and files' names are read now; folders that T0 does not know become tasks too.
 
@@ -121,7 +122,7 @@ def _root(directory: str | os.PathLike | None) -> pathlib.Path | None:
         root = root / "data" if (root / "data").is_dir() else root
         if not any(root.glob("*/*.tfrecord*")):
             raise UserError(
-                f"P3: {root} has no folder of P3, such as glue_mrpc_same_thing with train.tfrecord-00000-of-00001 in it."
+                f"P3: {root} has no folder of P3, such as glue_mrpc_same_thing with train.tfrecord-00000-of-00001."
             )
         return root
     home = os.environ.get("HF_HOME", "~/.cache/huggingface")
@@ -154,8 +155,8 @@ def _examples(
     if not files:
         where = f"{root} has no '{task}'" if root else f"{ENVIRONMENT} is not set and the Hugging Face cache has no P3"
         raise UserError(
-            f"P3: the examples of '{task}' are not here ({where}); get its folder with `huggingface-cli download "
-            f"bigscience/P3 --repo-type=dataset --include 'data/{task}/*' --local-dir DIRECTORY` and name the directory."
+            f"P3: the examples of '{task}' are not here ({where}); get its folder with `hf download bigscience/P3 "
+            f"--repo-type=dataset --include 'data/{task}/*' --local-dir DIRECTORY` and name DIRECTORY in {ENVIRONMENT}."
         )
     scored = files[0].parent.name.endswith(_SCORE)
     return _joined(_records(files)) if scored else _prompted(_records(files))

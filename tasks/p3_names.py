@@ -1,11 +1,12 @@
-"""The data sets of P3 that T0 trains on and is tested on, and the names of their templates. Names alone: the texts are P3's.
+"""The data sets of P3 that T0 trains on or is tested on, and the names of their templates. The texts are P3's.
 
-A data set's line says: its name and subset on the Hugging Face hub; its type of task; from which model on T0's family trains
-on it (t0, t0p for T0+, t0pp for T0++, or -); whether T0 is tested on it (eval, bias, or -); its training examples. Below it
-are its templates. A template marked * asks for what the data set was made for, one marked + comes with answer options.
+A data set's line says: its name and subset on the Hugging Face hub; its type of task; from which model on T0's family
+trains on it (t0, t0p for T0+, t0pp for T0++, or -); whether T0 is tested on it (eval, bias, or -); its training
+examples. Below it are its templates. A template marked * asks for what the data set was made for, one marked + comes
+with answer options.
 
-Sources: promptsource 0.1.0 and t-zero, both of github.com/bigscience-workshop (Apache 2.0); Sanh et al. 2022, "Multitask
-Prompted Training Enables Zero-Shot Task Generalization" (arXiv 2110.08207).
+Sources: promptsource 0.1.0 and t-zero, both of github.com/bigscience-workshop (Apache 2.0); Sanh et al. 2022,
+"Multitask Prompted Training Enables Zero-Shot Task Generalization" (arXiv 2110.08207).
 """
 
 import re

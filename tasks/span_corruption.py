@@ -145,7 +145,9 @@ def _examples(
     yield from examples(chunks_CL[numbers], numbers, vocabulary, seed)
 
 
-def examples(chunks_CL: np.ndarray, numbers_C: np.ndarray, vocabulary: Vocabulary, seed: int) -> Iterator[dict[str, Any]]:
+def examples(
+    chunks_CL: np.ndarray, numbers_C: np.ndarray, vocabulary: Vocabulary, seed: int
+) -> Iterator[dict[str, Any]]:
     """Examples of chunks, each corrupted by its number. UserError where the vocabulary has too few extra ids."""
     spans = _noise(chunks_CL.shape[1])[1]
     if vocabulary.extra_ids < spans:

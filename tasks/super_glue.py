@@ -1,4 +1,4 @@
-"""SuperGLUE's eight tasks as T5 puts them. The test labels are hidden, so the validation splits are the test splits here.
+"""SuperGLUE's eight tasks as T5 puts them. Test labels are hidden, so the validation splits are the test splits here.
 
 Three are not a row an example, or need their text prepared:
 
@@ -40,7 +40,9 @@ def marked(row: Mapping[str, Any], split: str) -> Rows:
     spans = [(row[f"span{n}_index"], row[f"span{n}_text"].split(), mark) for n, mark in ((1, "*"), (2, "#"))]
     for at, span, mark in sorted(spans, reverse=True):  # from the end, so that the first index stays right
         if not 0 <= at <= len(words) - len(span):
-            raise UserError(f"WSC: the span '{' '.join(span)}' at word {at} is not within the text '{row['text'][:80]}'.")
+            raise UserError(
+                f"WSC: the span '{' '.join(span)}' at word {at} is not within the text '{row['text'][:80]}'."
+            )
         words[at : at + len(span)] = [mark, *words[at : at + len(span)], mark]
     yield {**row, "text": " ".join(words)}
 

@@ -1,11 +1,11 @@
-"""A public data set as a text-to-text task: what the registries glue, super_glue, mrqa, nli_sets, mpt_sets, lm_bff and flan
-are tables of.
+"""A public data set as a text-to-text task: what the registries glue, super_glue, mrqa, nli_sets, mpt_sets, lm_bff and
+flan are tables of.
 
 Rules that keep scores honest:
 
-- What is tested on is what the public scores are of: where a benchmark hides its test labels its validation split is the
-  test split here (the T5 papers' convention), and training sees none of it.
-- Tasks of one underlying data set share a `family`, whatever registry they are in: `leakage` compares two mixtures by it.
+- What is tested on is what the public scores are of: where a benchmark hides its test labels its validation split is
+  the test split here (the T5 papers' convention), and training sees none of it.
+- Tasks of one data set share a `family`, whatever registry they are in: `leakage` compares two mixtures by it.
 - Rows without a label (SNLI's disputed pairs, hidden test labels) are left out.
 """
 
@@ -65,7 +65,7 @@ class TextSet:
     domain: str = "general"
     prepare: Callable[[Mapping[str, Any], str], Made] | None = None
 
-    def card(self, registry: str, pool: str = "train") -> cards.TaskCard:
+    def card(self, registry: str) -> cards.TaskCard:
         return cards.TaskCard(
             name=f"{registry}/{self.name}",
             type=self.type,
@@ -73,7 +73,6 @@ class TextSet:
             held_out_instructions=self.held_out_instructions,
             domain=self.domain,
             family=self.family or self.name,
-            pool=pool,
             input_template=self.text,
             options=self.words,
             metrics=self.metrics,
@@ -107,21 +106,17 @@ class TextSet:
         if value in ("-", "", None):
             return None
         raise UserError(
-            f"Data set '{self.dataset}': the {self.label} {value!r} is none of {', '.join(classes)} and no number from 0 to "
-            f"{len(classes) - 1}."
+            f"Data set '{self.dataset}': the {self.label} {value!r} is none of {', '.join(classes)} and no number from "
+            f"0 to {len(classes) - 1}."
         )
 
 
-def register(registry: str, sets: Sequence[TextSet], places: Places, pools: Mapping[str, str] | None = None) -> list[str]:
-    """Registers each set as the task REGISTRY/NAME, replacing an earlier one, and returns the tasks' names.
-
-    pools: set name to pool, `train` by default."""
-    for text_set in sets:
-        card = text_set.card(registry, (pools or {}).get(text_set.name, "train"))
-        cards.register(card, text_set.source(registry, places), replace=True)
-    return [f"{registry}/{text_set.name}" for text_set in sets]
+def register(registry: str, sets: Sequence[TextSet], places: Places) -> list[str]:
+    """Registers each set as the task REGISTRY/NAME, replacing an earlier one, and returns the tasks' names."""
+    made = [(text_set.card(registry), text_set.source(registry, places)) for text_set in sets]
+    return [cards.register(card, source, replace=True).name for card, source in made]
 
 
 def fields(*names: str) -> str:
-    """T5's template of named fields: fields('premise', 'hypothesis') is 'premise: {premise} hypothesis: {hypothesis}'."""
+    """T5's template of named fields: fields('question', 'context') is 'question: {question} context: {context}'."""
     return " ".join(f"{name}: {{{name}}}" for name in names)

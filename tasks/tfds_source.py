@@ -1,8 +1,9 @@
 """Rows of public data sets: from a local directory of JSON lines, or else through TensorFlow Datasets.
 
 A local directory holds NAME/train.jsonl, NAME/validation.jsonl and NAME/test.jsonl, a row of fields a line, with the
-fields' names of TensorFlow Datasets or of the Hugging Face hub. It is given as an argument or in ZEROPROMPT_DATASETS. What
-it does not hold TensorFlow Datasets reads, and prepares first where it has not, below `data_dir` or its own TFDS_DATA_DIR.
+fields' names of TensorFlow Datasets or of the Hugging Face hub. It is given as an argument or in ZEROPROMPT_DATASETS.
+What it does not hold TensorFlow Datasets reads, and prepares first where it has not, below `data_dir` or its own
+TFDS_DATA_DIR.
 
 Registering imports neither TensorFlow nor reads a row: that happens when a task is cached.
 """
@@ -22,7 +23,8 @@ from zeroprompt_jax.data.mixture import hash64, name_keys
 from zeroprompt_jax.errors import UserError
 
 ENVIRONMENT = "ZEROPROMPT_DATASETS"
-_RETRIES = 5  # of a download, 6 seconds in all; TensorFlow Datasets' own 10 take minutes to say that there is no network
+# Of a download, 6 seconds in all. TensorFlow Datasets' own 10 take minutes to say that there is no network.
+_RETRIES = 5
 Row = Mapping[str, Any]
 
 
@@ -34,6 +36,7 @@ class Dataset:
       name: of its folder in a local directory.
       tfds: its name, config and version in TensorFlow Datasets; None where that has none.
       renamed: field of a local file to its name here, where the two differ.
+      fields: those that are kept of TensorFlow Datasets' rows, where others are large; all by default.
       columns: fields of a local .csv file, which has no header; a set that is not published so has none.
       home: where its files can be had, for a set that TensorFlow Datasets lacks.
     """
@@ -41,6 +44,7 @@ class Dataset:
     name: str
     tfds: str | None = None
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    fields: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     home: str = ""
 
@@ -59,7 +63,9 @@ class Places:
     def find(cls, directory: str | os.PathLike | None, data_dir: str | os.PathLike | None) -> "Places":
         """The places given, the environment's directory being the default."""
         directory = directory or os.environ.get(ENVIRONMENT)
-        return cls(*(None if place is None else os.path.expanduser(str(place)) for place in (directory or None, data_dir)))
+        return cls(
+            *(None if place is None else os.path.expanduser(str(place)) for place in (directory or None, data_dir))
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +87,7 @@ class Part:
         return self.held is None and self.rest is None
 
     def of(self, rows: Iterable[Row], name: str) -> Iterator[Row]:
-        """These rows among all of the split, in their order. name: of the data set, whose draw does not depend on others."""
+        """These rows among all of the split, in their order. name: of the data set, whose draw is its own."""
         if self.whole:
             yield from rows
             return
@@ -98,13 +104,15 @@ def file(dataset: Dataset, split: str, places: Places) -> pathlib.Path | None:
     if places.directory is None:
         return None
     folder = pathlib.Path(places.directory) / dataset.name
-    names = [f"{name}{end}" for name in (split, split.split("_")[0]) for end in (".jsonl", *[".csv"] * bool(dataset.columns))]
+    names = [
+        f"{name}{end}" for name in (split, split.split("_")[0]) for end in (".jsonl", *[".csv"] * bool(dataset.columns))
+    ]
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def available(dataset: Dataset, parts: Mapping[str, Part], places: Places) -> dict[str, Part]:
-    """The splits that there are: all of them, unless the set is a local one. Of that, those with a file: the validation split
-    is tested on where there is no file to test on, and nothing is selected on the very rows that are tested on."""
+    """The splits that there are: all of them, unless the set is a local one. Of that, those with a file: the validation
+    split is tested on where there is no file to test on, and nothing is selected on the rows that are tested on."""
     files = {split: file(dataset, part.split, places) for split, part in parts.items()}
     found = {split: part for split, part in parts.items() if files[split]}
     if not found:
@@ -142,17 +150,26 @@ def rows(dataset: Dataset, split: str, places: Places) -> Iterator[dict[str, Any
             f"{folder}/test.jsonl{dataset.home and f', from {dataset.home},'} and name the directory in {ENVIRONMENT}."
         )
     instead = f"give rows as {folder}/train.jsonl and validation.jsonl and name the directory in {ENVIRONMENT}"
-    yield from load(dataset.tfds, split, places.data_dir, instead=instead)
+    yield from load(dataset.tfds, split, places.data_dir, instead=instead, fields=dataset.fields)
 
 
-def load(tfds_name: str, split: str, data_dir: str | None, *, instead: str, download: bool = True) -> list[dict[str, Any]]:
-    """The rows of a split of a data set in TensorFlow Datasets.
+def load(
+    tfds_name: str,
+    split: str,
+    data_dir: str | None,
+    *,
+    instead: str,
+    fields: tuple[str, ...] = (),
+    download: bool = True,
+) -> Iterator[dict[str, Any]]:
+    """The rows of a split of a data set in TensorFlow Datasets, one after the other.
 
     Args:
       tfds_name: name, config and version, 'glue/rte:2.0.0'.
       split: also a slice, 'train[:1000]'.
       data_dir: where it is or will be prepared; None is TensorFlow Datasets' own place.
       instead: what else the user can do, for the error.
+      fields: of a row; all by default.
       download: whether to download and prepare it where it is not.
 
     Raises:
@@ -165,8 +182,10 @@ def load(tfds_name: str, split: str, data_dir: str | None, *, instead: str, down
             from tensorflow_datasets.core.download import downloader
 
             downloader.MAX_RETRIES = _RETRIES
-        found = tfds.load(tfds_name, split=split, data_dir=data_dir, download=download, try_gcs=not (download or data_dir))
-        return [_plain(row) for row in tfds.as_numpy(found)]
+        gcs = not (download or data_dir)
+        found = tfds.load(tfds_name, split=split, data_dir=data_dir, download=download, try_gcs=gcs)
+        for row in tfds.as_numpy(found):
+            yield _plain({field: row[field] for field in fields or row})
     except Exception as e:  # missing package, missing data and every kind of network raise errors of their own
         why = next((line.strip().rstrip(".") for line in str(e).splitlines() if line.strip()), type(e).__name__)
         where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"

@@ -47,7 +47,8 @@ def test_bounds_and_best_reference(name):
 def test_f1_is_of_the_last_option():
     options = [["no", "yes"]] * 6
     references = [["yes"], ["yes"], ["yes"], ["no"], ["no"], ["no"]]
-    answers = ["yes", "Yes", "no", "yes", "what", "no"]  # two hits, a miss, two false alarms: what is no option is wrong
+    # Two hits, a miss and two false alarms, as what is no option is wrong.
+    answers = ["yes", "Yes", "no", "yes", "what", "no"]
     assert metrics.f1(answers, references, options) == pytest.approx(2 * 2 / (3 + 2 + 2))
     assert metrics.f1([r for (r,) in references], references, options) == 1
     assert metrics.f1(["yes", "what"], [["yes"], ["yes"]], options[:2]) == pytest.approx(2 / 3)

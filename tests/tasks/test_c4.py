@@ -1,4 +1,4 @@
-"""C4 under two objectives: registered without being read, nothing lost of its text, and the sentence where it is out of reach."""
+"""C4 under two objectives: registered without being read, none of its text lost, one sentence where it is not there."""
 
 import sys
 import time
@@ -101,7 +101,9 @@ def test_mistakes_are_one_sentence(tfds):
 
     tfds(load)
     c4.register(VOCABULARY)
-    with pytest.raises(UserError, match=r"'c4/en:3.1.0', .*\(could not resolve host\).*take local text with span_corruption"):
+    with pytest.raises(
+        UserError, match=r"'c4/en:3.1.0', .*\(could not resolve host\).*take local text with span_corruption"
+    ):
         list(cards.source("c4_span_corruption/0").examples("train"))
     for options, message in (
         ({"objective": "prefix"}, "Unknown objective 'prefix'. Did you mean 'prefix_lm'"),

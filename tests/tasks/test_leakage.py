@@ -1,4 +1,4 @@
-"""What a training mixture has seen of a test mixture: known overlaps are found, known independence is not called a leak."""
+"""What a training mixture has seen of a test mixture: known overlaps are found, and nothing else is called a leak."""
 
 import pytest
 
@@ -47,7 +47,9 @@ def test_mpt_sources_are_among_its_targets():
 def test_one_data_set_in_two_benchmarks():
     assert leaked("glue", "super_glue") == {"super_glue/rte": "the same data set"}
     assert set(leaked("nli", "glue")) == {"glue/mnli"}
-    assert not leaked("flan_without_textual_entailment", "nli_anli").keys() - leaked("flan_question_answering", "nli_anli").keys()
+    assert set(leaked("flan_without_textual_entailment", "nli_anli").values()) == {
+        "ANLI's first rounds take HotpotQA's passages"
+    }
 
 
 @pytest.mark.parametrize(
@@ -55,7 +57,7 @@ def test_one_data_set_in_two_benchmarks():
     [
         ("multinli, https://cims.nyu.edu/~sbowman/multinli/paper.pdf", "glue/mnli"),
         ("glue sts-b https://openreview.net/pdf?id=rj4km2r5t7", "glue/stsb"),
-        ("copa (\"https://aclanthology.org/s12-1052.pdf\")", "super_glue/copa"),
+        ('copa ("https://aclanthology.org/s12-1052.pdf")', "super_glue/copa"),
         ("e-snli dataset", "nli/snli"),
     ],
 )
@@ -69,4 +71,6 @@ def test_unlike_names_are_no_leak():
     for family in ("strange dreams of the human race", "arithmetic", "snlight"):
         card = cards.TaskCard(name="task1", type="t", instructions=("x",), family=family)
         cards.register(card, cards.Source(lambda split: (), family), replace=True)
-        assert not leakage.find(["task1"], [*cards.mixture("glue"), *cards.mixture("super_glue"), *cards.mixture("nli")])
+        assert not leakage.find(
+            ["task1"], [*cards.mixture("glue"), *cards.mixture("super_glue"), *cards.mixture("nli")]
+        )

@@ -39,12 +39,22 @@ def write(folder, split, records):
 
 
 def prompted(given, wanted, choices=()):
-    record = {"inputs_pretokenized": [given], "targets_pretokenized": [f"\n{wanted}"], "inputs": [5, 1], "targets": [6, 1]}
+    record = {
+        "inputs_pretokenized": [given],
+        "targets_pretokenized": [f"\n{wanted}"],
+        "inputs": [5, 1],
+        "targets": [6, 1],
+    }
     return {**record, **({"answer_choices": list(choices)} if choices else {})}
 
 
 def scored(number, given, choice, correct):
-    record = {"idx": [number, 0], "is_correct": [correct], "inputs_pretokenized": [given], "targets_pretokenized": [choice]}
+    record = {
+        "idx": [number, 0],
+        "is_correct": [correct],
+        "inputs_pretokenized": [given],
+        "targets_pretokenized": [choice],
+    }
     return {**record, "inputs": [5], "targets": [6, 1]}
 
 
@@ -107,7 +117,12 @@ def test_records_are_read_as_published(tmp_path):
 
 def test_scored_choices_are_put_together_again(tmp_path):
     task = "super_glue_rte_GPT_3_style"
-    records = [scored(7, "Q1", " True", 0), scored(7, "Q1", " False", 1), scored(8, "Q2", "True", 1), scored(8, "Q2", "False", 0)]
+    records = [
+        scored(7, "Q1", " True", 0),
+        scored(7, "Q1", " False", 1),
+        scored(8, "Q2", "True", 1),
+        scored(8, "Q2", "False", 0),
+    ]
     write(tmp_path / f"{task}_score_eval", "validation", records)
     p3.register(tmp_path)
     first, second = rendered(f"p3/{task}", "test")
@@ -121,8 +136,8 @@ def test_scored_choices_are_put_together_again(tmp_path):
 def test_folders_that_t0_does_not_know_become_tasks(tmp_path):
     write(tmp_path / "mine_my_template", "train", [prompted("What?", "That.")])
     p3.register(tmp_path)
-    assert rendered("p3/mine_my_template", "train")[0].target == "That." and "p3/mine_my_template" in cards.mixture("p3")
-    assert "p3/mine_my_template" not in cards.mixture("p3_t0pp_train")
+    assert rendered("p3/mine_my_template", "train")[0].target == "That."
+    assert "p3/mine_my_template" in cards.mixture("p3").keys() - cards.mixture("p3_t0pp_train").keys()
 
 
 def test_the_hugging_face_cache_is_found(tmp_path, monkeypatch):
@@ -135,7 +150,9 @@ def test_the_hugging_face_cache_is_found(tmp_path, monkeypatch):
 
 def test_mistakes_are_one_sentence(tmp_path):
     p3.register()
-    with pytest.raises(UserError, match=r"'xsum_DOC_tldr' are not here .*huggingface-cli download bigscience/P3 .*data/xsum_DOC_tldr"):
+    with pytest.raises(
+        UserError, match=r"'xsum_DOC_tldr' are not here .*hf download bigscience/P3 .*data/xsum_DOC_tldr"
+    ):
         rendered("p3/xsum_DOC_tldr", "train")
     with pytest.raises(UserError, match="has no folder of P3"):
         p3.register(tmp_path)

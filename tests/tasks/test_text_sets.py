@@ -1,4 +1,4 @@
-"""The registries of public data sets: their counts, T5's text-to-text forms written out, and rules that keep splits apart."""
+"""The registries of public data sets: counts, T5's text-to-text forms written out, rules that keep splits apart."""
 
 import itertools
 import json
@@ -27,7 +27,11 @@ def read(module, task, row, split="train"):
     text_set = next(s for s in module.SETS if s.name == task.partition("/")[2])
     card = cards.card(task)
     made = [cards.render(card, e) for e in text_set.examples(row, split)]
-    return [f"{card.instructions[0]} {r.input}".strip() for r in made], [r.target for r in made], [r.references for r in made]
+    return (
+        [f"{card.instructions[0]} {r.input}".strip() for r in made],
+        [r.target for r in made],
+        [r.references for r in made],
+    )
 
 
 def test_counts():
@@ -68,7 +72,8 @@ def test_wsc_marks_both_spans():
     assert read(super_glue, "super_glue/wsc", row)[:2] == ([marked], ["False"])
     swapped = {"span1_index": 12, "span1_text": "his book", "span2_index": 0, "span2_text": "Mark", "label": 1}
     inputs, targets, _ = read(super_glue, "super_glue/wsc", row | swapped)
-    assert inputs[0].startswith("wsc text: # Mark # told") and inputs[0].endswith("in * his book * .") and targets == ["True"]
+    assert inputs[0].startswith("wsc text: # Mark # told") and inputs[0].endswith("in * his book * .")
+    assert targets == ["True"]
     with pytest.raises(UserError, match="the span 'his' at word 40 is not within"):
         read(super_glue, "super_glue/wsc", row | {"span2_index": 40})
 
@@ -93,7 +98,11 @@ def test_multirc_is_asked_answer_by_answer():
 
 def test_spans_have_all_answers():
     row = {"question": "Who?", "context": "Ann \n Bell came.", "answers": ["Ann Bell", "Ann ", "Ann"]}
-    assert read(mrqa, "mrqa/squad", row) == (["squad question: Who? context: Ann Bell came."], ["Ann Bell"], [("Ann Bell", "Ann")])
+    assert read(mrqa, "mrqa/squad", row) == (
+        ["squad question: Who? context: Ann Bell came."],
+        ["Ann Bell"],
+        [("Ann Bell", "Ann")],
+    )
     row["answers"] = {"text": ["Ann"], "answer_start": [0]}  # SQuAD's own layout
     assert read(mpt_sets, "mpt/squad", row)[1] == ["Ann"]
     assert read(mrqa, "mrqa/squad", row | {"answers": []}) == ([], [], [])
@@ -103,7 +112,10 @@ def test_mpt_answers_with_the_number_of_the_class():
     row = {"sentence1": "a", "sentence2": "b", "label": 1}
     assert read(mpt_sets, "mpt/rte", row)[:2] == (["rte sentence1: a sentence2: b"], ["1"])
     row = {"sentence": "_ won.", "option1": "Ann", "option2": "Bo", "label": "2"}
-    assert read(mpt_sets, "mpt/winogrande", row)[:2] == (["winogrande sentence: _ won. option0: Ann option1: Bo"], ["1"])
+    assert read(mpt_sets, "mpt/winogrande", row)[:2] == (
+        ["winogrande sentence: _ won. option0: Ann option1: Bo"],
+        ["1"],
+    )
     row = {"premise": "p", "hypothesis": "h", "label": "neutral"}
     assert read(mpt_sets, "mpt/scitail", row)[1] == ["1"] and read(mpt_sets, "mpt/mnli", row)[1] == ["1"]
 
@@ -124,7 +136,8 @@ def test_flan_has_several_wordings_of_which_some_are_held_back():
         assert not card.options or "{options}" in card.input_template
     row = {"premise": "It rains.", "choice1": "It is wet.", "choice2": "It is dry.", "question": "effect", "label": 0}
     inputs, targets, _ = read(flan, "flan/copa", row)
-    assert inputs[0].endswith("Premise: It rains. What is its effect? Options: It is wet.; It is dry.") and targets == ["It is wet."]
+    assert inputs[0].endswith("Premise: It rains. What is its effect? Options: It is wet.; It is dry.")
+    assert targets == ["It is wet."]
     assert read(flan, "flan/copa", row | {"label": -1}) == ([], [], [])
     row = {"premise": "p", "hypothesis": "h", "label": 1}
     assert read(flan, "flan/mnli", row)[1] == ["it is not possible to tell"] and read(flan, "flan/cb", row)[1] == ["no"]
@@ -135,7 +148,8 @@ def test_flan_turned_around():
     assert read(flan, "flan/sst2_inverted", row)[1] == ["Dull."]
     assert read(flan, "flan/sst2_inverted", row)[0][0].endswith("Sentiment: negative")
     row = {"sentence1": "a", "sentence2": "b", "label": 1}
-    assert read(flan, "flan/paws_inverted", row)[1] == ["b"] and not read(flan, "flan/paws_inverted", row | {"label": 0})[1]
+    assert read(flan, "flan/paws_inverted", row)[1] == ["b"]
+    assert read(flan, "flan/paws_inverted", row | {"label": 0})[1] == []
 
 
 def test_flan_holds_out_types_and_their_data_sets():
@@ -177,4 +191,4 @@ def test_one_data_set_is_one_family():
         families[name.rpartition("/")[2]].add(cards.card(name).family)
     for name in ("rte", "mnli", "qqp", "cola", "squad", "snli"):
         assert families[name] == {name}
-    assert cards.card("lm_bff/sst-2").family == cards.card("glue/sst2").family == cards.card("flan/sst2_inverted").family
+    assert {cards.card(name).family for name in ("lm_bff/sst-2", "glue/sst2", "flan/sst2_inverted")} == {"sst2"}

@@ -1,5 +1,5 @@
-"""Rows of public data sets: from local files, from TensorFlow Datasets (its own mock data), and the sentence where neither
-has them. Registering reads nothing, needs no network and no TensorFlow."""
+"""Rows of public data sets: from local files, from TensorFlow Datasets (its own mock data), and the sentence where
+neither has them. Registering reads nothing, needs no network and no TensorFlow."""
 
 import csv
 import json
@@ -73,7 +73,7 @@ def test_local_rows_come_first_and_their_files_are_the_fingerprint(put, tmp_path
     glue.register(tmp_path)
     assert cards.source("glue/rte").fingerprint != source.fingerprint
     # Of what the directory lacks, and without a directory, TensorFlow Datasets' version is the fingerprint.
-    assert "glue/cola:2.0.0" in cards.source("glue/cola").fingerprint and ".jsonl" not in cards.source("glue/cola").fingerprint
+    assert "glue/cola:2.0.0" in (there := cards.source("glue/cola").fingerprint) and ".jsonl" not in there
     monkeypatch.setenv(tfds_source.ENVIRONMENT, str(tmp_path))
     before = cards.source("glue/rte").fingerprint
     glue.register()
@@ -85,7 +85,9 @@ def test_labels_may_be_names_and_rows_without_one_are_left_out(put, tmp_path):
     glue.register(tmp_path)
     assert [r.target for r in rendered("glue/mnli", "train")] == ["neutral", "contradiction", "entailment"]
     put("mnli", "train", [{"premise": "p", "hypothesis": "h", "label": "maybe"}])
-    with pytest.raises(UserError, match="the label 'maybe' is none of entailment, neutral, contradiction and no number"):
+    with pytest.raises(
+        UserError, match="the label 'maybe' is none of entailment, neutral, contradiction and no number"
+    ):
         rendered("glue/mnli", "train")
     put("mnli", "train", [{"premise": "p", "hypothesis": "h"}])
     with pytest.raises(UserError, match="'glue/mnli:2.0.0': a row has no field 'label'; it has premise, hypothesis"):
@@ -130,7 +132,8 @@ def test_tables_without_header(tmp_path):
             csv.writer(f).writerows(rows)
     lm_bff.register(tmp_path, shots=())
     first, second = rendered("lm_bff/mr", "train")
-    assert first.input == 'fine, "quiet" film It was <extra_id_0> .' and (first.target, second.target) == ("great", "terrible")
+    assert first.input == 'fine, "quiet" film It was <extra_id_0> .'
+    assert [first.target, second.target] == ["great", "terrible"]
     (tmp_path / "mr" / "test.csv").write_text("0,a,b\n")
     with pytest.raises(UserError, match=r"test.csv, row 1: 3 columns, not label, sentence"):
         rendered("lm_bff/mr")
@@ -156,11 +159,13 @@ def test_what_nobody_has_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(UserError) as caught:
         rendered("glue/rte")
     assert str(caught.value) == (
-        "The data set 'glue/rte:2.0.0', split 'validation', is not prepared in /nowhere and cannot be had by TensorFlow "
-        f"Datasets (Max retries exceeded: name resolution): give another data_dir, or give rows as {tmp_path}/rte/train.jsonl "
-        "and validation.jsonl and name the directory in ZEROPROMPT_DATASETS."
+        "The data set 'glue/rte:2.0.0', split 'validation', is not prepared in /nowhere and cannot be had by "
+        "TensorFlow Datasets (Max retries exceeded: name resolution): give another data_dir, or give rows as "
+        f"{tmp_path}/rte/train.jsonl and validation.jsonl and name the directory in ZEROPROMPT_DATASETS."
     )
-    with pytest.raises(UserError, match=r"'mine' is not in TensorFlow Datasets: .*DIRECTORY/mine/train.jsonl .*, from there,"):
+    with pytest.raises(
+        UserError, match=r"'mine' is not in TensorFlow Datasets: .*DIRECTORY/mine/train.jsonl .*, from there,"
+    ):
         list(tfds_source.rows(Dataset("mine", home="there"), "train", Places()))
 
 
@@ -171,7 +176,8 @@ def test_mock_data_of_tensorflow_datasets(tmp_path):
     for module in (glue, super_glue, mrqa):
         module.register(data_dir=tmp_path)
     with tfds.testing.mock_data(num_examples=6):
-        found = {name: rendered(name, "train") for name in ("glue/rte", "glue/stsb", "super_glue/multirc", "super_glue/record")}
+        names = ("glue/rte", "glue/stsb", "super_glue/multirc", "super_glue/record")
+        found = {name: rendered(name, "train") for name in names}
         spans = rendered("mrqa/squad")
     assert len(found["glue/rte"]) == 6 and {r.target for r in found["glue/rte"]} <= {"entailment", "not_entailment"}
     assert all(r.input.startswith("sentence1: ") and " sentence2: " in r.input for r in found["glue/rte"])

@@ -34,11 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help=f"a checkout of Natural Instructions, to list its tasks too (default: ${DIRECTORY_VARIABLE})",
     )
-    parser.add_argument("--p3", metavar="DIR", help="P3 in its own layout, to show its examples (default: $ZEROPROMPT_P3)")
+    parser.add_argument("--p3", metavar="DIR", help=f"P3 in its own layout, for its examples (default: ${P3_VARIABLE})")
     parser.add_argument(
         "--datasets",
         metavar="DIR",
-        help="NAME/{train,validation}.jsonl of public data sets, to show their examples (default: $ZEROPROMPT_DATASETS)",
+        help=f"NAME/{{train,validation}}.jsonl of public data sets, for their examples (default: ${DATASETS_VARIABLE})",
     )
     parser.add_argument("--all", action="store_true", help="the name, type, pool and metrics of every task, one a line")
     parser.add_argument("--type", metavar="TYPE", help="the names of all tasks of this type")
@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    directories = {DIRECTORY_VARIABLE: args.natural_instructions, P3_VARIABLE: args.p3, DATASETS_VARIABLE: args.datasets}
-    load_modules(args.module, directories)
+    given = {DIRECTORY_VARIABLE: args.natural_instructions, P3_VARIABLE: args.p3, DATASETS_VARIABLE: args.datasets}
+    load_modules(args.module, given)
     if args.examples < 0:
         raise UserError(f"--examples={args.examples}: give zero or more.")
     if args.show:

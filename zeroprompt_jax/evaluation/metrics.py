@@ -120,8 +120,8 @@ def f1(
     options: Sequence[Texts] | None = None,
     scores: Sequence[Sequence[float]] | None = None,
 ) -> float:
-    """F1 of one class, that of the last option, as GLUE and MultiRC name theirs ('not_duplicate', 'duplicate'). A prediction
-    that is no option counts as the wrong one.
+    """F1 of one class, that of the second of two options, as GLUE and MultiRC order theirs ('not_duplicate', 'duplicate').
+    A prediction that is no option counts as the wrong one.
 
     Raises ValueError where the options are not two, or not the same for all examples.
     """
@@ -139,8 +139,8 @@ def matthews(
     options: Sequence[Texts] | None = None,
     scores: Sequence[Sequence[float]] | None = None,
 ) -> float:
-    """Matthews' correlation of predicted and right classes (Gorodkin's R_K for more than two); 0 where either has one class
-    alone."""
+    """Matthews' correlation of predicted and right classes (Gorodkin's R_K for more than two); 0 where either has one
+    class alone."""
     hits, gold, predicted = _classes(predictions, references)
     n = gold.total()
     both = sum(gold[c] * predicted[c] for c in gold)
@@ -154,7 +154,7 @@ def pearson(
     options: Sequence[Texts] | None = None,
     scores: Sequence[Sequence[float]] | None = None,
 ) -> float:
-    """Pearson's correlation of the numbers that are predicted and the first references; 0 where either are all equal."""
+    """Pearson's correlation of the predicted numbers and the first references; 0 where either are all equal."""
     _check(predictions, references)
     return _correlation([_number(p) for p in predictions], [_number(answers[0]) for answers in references])
 
