@@ -39,6 +39,7 @@ MODELS = {"t0": ("t0",), "t0p": ("t0", "t0p"), "t0pp": ("t0", "t0p", "t0pp")}
 _HELD_OUT = ("textual entailment", "coreference resolution", "sentence completion", "word sense disambiguation")
 _SCORE = "_score_eval"
 _UNLABELLED = "<NO LABEL>"
+_READ = ("inputs_pretokenized", "targets_pretokenized", "answer_choices", "idx", "is_correct")
 _OTHER = "other prompted task"
 
 
@@ -163,14 +164,16 @@ def _examples(
 
 
 def _records(files: list[pathlib.Path]) -> Iterator[dict[str, list]]:
-    """The features of each record, a list of values each."""
+    """The features of each record, a list of values each; of those that are not read, as its tokens, an empty one."""
     import tensorflow as tf
 
     for file in files:
         try:
             for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
                 features = tf.train.Example.FromString(record).features.feature
-                made = {key: list(getattr(value, value.WhichOneof("kind")).value) for key, value in features.items()}
+                made = {
+                    key: getattr(f, f.WhichOneof("kind")).value if key in _READ else [] for key, f in features.items()
+                }
                 yield {k: [v.decode("utf-8") if isinstance(v, bytes) else v for v in vs] for k, vs in made.items()}
         except (tf.errors.OpError, AttributeError, TypeError) as e:
             raise UserError(f"P3: {file} cannot be read as examples ({str(e).splitlines()[0][:200]}).") from None

@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from zeroprompt_jax.data import cards
-from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.tasks import text_sets
 from zeroprompt_jax.tasks.text_sets import TextSet, fields
 from zeroprompt_jax.tasks.tfds_source import Dataset, Places
@@ -34,17 +33,16 @@ def _dataset(name: str, folder: str = "", **renamed: str) -> Dataset:
 
 
 def marked(row: Mapping[str, Any], split: str) -> Rows:
-    """WSC's text with '* noun *' and '# pronoun #'. Spans are given by the number of their first word."""
+    """WSC's text with '* noun *' and '# pronoun #'. A span is given by the number of its first word. As with T5, one that
+    is not there, or is the first word of the other, stays without marks: two of the published examples."""
     del split
-    words = row["text"].split()
-    spans = [(row[f"span{n}_index"], row[f"span{n}_text"].split(), mark) for n, mark in ((1, "*"), (2, "#"))]
-    for at, span, mark in sorted(spans, reverse=True):  # from the end, so that the first index stays right
-        if not 0 <= at <= len(words) - len(span):
-            raise UserError(
-                f"WSC: the span '{' '.join(span)}' at word {at} is not within the text '{row['text'][:80]}'."
-            )
-        words[at : at + len(span)] = [mark, *words[at : at + len(span)], mark]
-    yield {**row, "text": " ".join(words)}
+    text = row["text"]
+    starts = [word.start() for word in re.finditer(r"\S+", text)]
+    spans = [(row[f"span{n}_index"], row[f"span{n}_text"], mark) for n, mark in ((1, "*"), (2, "#"))]
+    for number, span, mark in sorted(spans, reverse=True):  # from the end, so that the first span stays where it is
+        if number < len(starts) and text.startswith(span, at := starts[number]):
+            text = f"{text[:at]}{mark} {span} {mark}{text[at + len(span) :]}"
+    yield {**row, "text": text}
 
 
 def queries(row: Mapping[str, Any], split: str) -> Rows:

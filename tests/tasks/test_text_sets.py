@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import tarfile
 
 import pytest
 
@@ -74,8 +75,17 @@ def test_wsc_marks_both_spans():
     inputs, targets, _ = read(super_glue, "super_glue/wsc", row | swapped)
     assert inputs[0].startswith("wsc text: # Mark # told") and inputs[0].endswith("in * his book * .")
     assert targets == ["True"]
-    with pytest.raises(UserError, match="the span 'his' at word 40 is not within"):
-        read(super_glue, "super_glue/wsc", row | {"span2_index": 40})
+    glued = row | {
+        "text": "Pete's book, Mark said.",
+        "span1_index": 1,
+        "span1_text": "book",
+        "span2_text": "Mark",
+        "span2_index": 2,
+    }
+    assert read(super_glue, "super_glue/wsc", glued)[0] == ["wsc text: Pete's * book *, # Mark # said."]
+    for place in (3, 40):
+        unmarked = read(super_glue, "super_glue/wsc", row | {"span2_index": place})[0][0]
+        assert unmarked.startswith("wsc text: * Mark * told") and "#" not in unmarked
 
 
 def test_record_has_an_example_an_answer_and_any_counts_in_the_test():
@@ -192,3 +202,36 @@ def test_one_data_set_is_one_family():
     for name in ("rte", "mnli", "qqp", "cola", "squad", "snli"):
         assert families[name] == {name}
     assert {cards.card(name).family for name in ("lm_bff/sst-2", "glue/sst2", "flan/sst2_inverted")} == {"sst2"}
+
+
+def test_real_sets(shared_data, tmp_path):
+    """Six sets in the layout of the Hugging Face hub, as they are downloaded."""
+    archive = shared_data / "classification.tar.xz"
+    if not archive.exists():
+        pytest.skip(f"no {archive.name} in {shared_data}")
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    for module in (*REGISTRIES.values(), lm_bff):
+        module.register(tmp_path / "classification")
+    sizes = {
+        "mpt/rte": (2490, 138, 139),
+        "mpt/cb": (250, 28, 28),
+        "super_glue/copa": (400, 100),
+        "mpt/wsc": (554, 52, 52),
+    }
+    sizes |= {
+        "glue/mnli": (3000, 7469),
+        "super_glue/wsc": (554, 104),
+        "flan/copa": (400, 100),
+        "lm_bff/rte/16-13": (32, 32, 277),
+    }
+    for name, wanted in sizes.items():
+        card, source = cards.card(name), cards.source(name)
+        made = [[cards.render(card, e) for e in source.examples(split)] for split in source.splits]
+        assert tuple(map(len, made)) == wanted, name
+        assert all(r.target in r.options for part in made for r in part)
+    marked = [e["text"] for e in cards.source("super_glue/wsc").examples("test")]
+    assert sum("#" not in text for text in marked) == 2 and all(text.count("* ") >= 1 for text in marked)
+    # Sets whose labels or fields are another layout's are told so.
+    with pytest.raises(UserError, match="the label '(Good|Bad)' is none of negative, positive"):
+        list(cards.source("glue/sst2").examples("train"))
