@@ -24,6 +24,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -158,6 +159,11 @@ def _examples(
         raise UserError(
             f"P3: the examples of '{task}' are not here ({where}); get its folder with `hf download bigscience/P3 "
             f"--repo-type=dataset --include 'data/{task}/*' --local-dir DIRECTORY` and name DIRECTORY in {ENVIRONMENT}."
+        )
+    shards = re.search(r"-of-(\d+)$", files[0].name)
+    if shards and int(shards[1]) != len(files):
+        raise UserError(
+            f"P3: {files[0].parent} has {len(files)} of the {int(shards[1])} files of '{split}'; get the others."
         )
     scored = files[0].parent.name.endswith(_SCORE)
     return _joined(_records(files)) if scored else _prompted(_records(files))

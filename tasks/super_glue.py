@@ -33,8 +33,8 @@ def _dataset(name: str, folder: str = "", **renamed: str) -> Dataset:
 
 
 def marked(row: Mapping[str, Any], split: str) -> Rows:
-    """WSC's text with '* noun *' and '# pronoun #'. A span is given by the number of its first word. As with T5, one that
-    is not there, or is the first word of the other, stays without marks: two of the published examples."""
+    """WSC's text with '* noun *' and '# pronoun #'. A span is given by the number of its first word. As with T5, one
+    that is not there, or is the first word of the other, stays without marks: two of the published examples."""
     del split
     text = row["text"]
     starts = [word.start() for word in re.finditer(r"\S+", text)]

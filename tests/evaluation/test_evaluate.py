@@ -317,7 +317,7 @@ def test_auc_reads_the_scores_of_all_options(run, store, monkeypatch):
 def test_f1_needs_two_options_in_one_order(run, store, monkeypatch):
     card = dataclasses.replace(store.card("yes_no"), metrics=("f1",))  # of three options
     monkeypatch.setattr(store, "card", lambda name: card)
-    with pytest.raises(UserError, match="Task 'yes_no' has the metric f1, of the second of two .* leave Data.option_seed"):
+    with pytest.raises(UserError, match="Task 'yes_no' has the metric f1, of the second .* leave Data.option_seed"):
         run(groups={"g": ["yes_no"]})
 
 

@@ -162,6 +162,11 @@ def test_mistakes_are_one_sentence(tmp_path):
     p3.register(tmp_path)
     with pytest.raises(UserError, match="train.tfrecord-00000-of-00001 cannot be read as examples"):
         rendered("p3/xsum_DOC_tldr", "train")
+    (folder / "train.tfrecord-00000-of-00001").rename(folder / "train.tfrecord-00001-of-00003")
+    p3.register(tmp_path)
+    with pytest.raises(UserError, match="xsum_DOC_tldr has 1 of the 3 files of 'train'; get the others"):
+        rendered("p3/xsum_DOC_tldr", "train")
+    (folder / "train.tfrecord-00001-of-00003").unlink()
     write(folder, "train", [{"inputs": [5, 1], "targets": [6, 1]}])
     p3.register(tmp_path)
     with pytest.raises(UserError, match="a record has no texts; it has inputs, targets"):
