@@ -27,6 +27,7 @@ REQUIRES = [
     "seqio>=0.0.20,<0.1",
     "tensorflow>=2.21,<2.22",
     "tensorflow-datasets>=4.9.9,<5",
+    "importlib-resources>=6.5,<8",  # tensorflow-datasets needs it to download, and does not say so
     "grain>=0.2.15,<0.3",
     "clu>=0.0.12,<0.1",
 ]

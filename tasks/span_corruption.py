@@ -17,7 +17,7 @@ import numpy as np
 
 from zeroprompt_jax.data import cards
 from zeroprompt_jax.data.mixture import hash64
-from zeroprompt_jax.data.vocabulary import load_vocabulary
+from zeroprompt_jax.data.vocabulary import Vocabulary, load_vocabulary
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.tasks import plain_text
 
@@ -141,17 +141,23 @@ def _examples(
 ) -> Iterator[dict[str, Any]]:
     vocabulary = load_vocabulary(spec)
     L, _ = lengths(inputs)
-    spans = _noise(L)[1]
+    numbers, chunks_CL = plain_text.chunks(files, digest, vocabulary, L, split, chunks, test_chunks)
+    yield from examples(chunks_CL[numbers], numbers, vocabulary, seed)
+
+
+def examples(
+    chunks_CL: np.ndarray, numbers_C: np.ndarray, vocabulary: Vocabulary, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Examples of chunks, each corrupted by its number. UserError where the vocabulary has too few extra ids."""
+    spans = _noise(chunks_CL.shape[1])[1]
     if vocabulary.extra_ids < spans:
         raise UserError(
-            f"Span corruption needs {spans} extra ids, but the vocabulary '{spec}' has {vocabulary.extra_ids}; write "
-            f"'{spec}:100' for T5's hundred."
+            f"Span corruption needs {spans} extra ids, but the vocabulary '{vocabulary.spec}' has {vocabulary.extra_ids}; "
+            f"write '{vocabulary.spec}:100' for T5's hundred."
         )
-    numbers, chunks_CL = plain_text.chunks(files, digest, vocabulary, L, split, chunks, test_chunks)
-    for at in range(0, len(numbers), _AT_ONCE):
-        numbers_C = numbers[at : at + _AT_ONCE]
-        sides = corrupt(chunks_CL[numbers_C], numbers_C, vocabulary.size, seed)
-        for given, wanted in zip(*sides):
+    for at in range(0, len(numbers_C), _AT_ONCE):
+        part = slice(at, at + _AT_ONCE)
+        for given, wanted in zip(*corrupt(chunks_CL[part], numbers_C[part], vocabulary.size, seed)):
             # The text leaves the sentinels out, as `decode` does with an answer.
             texts = {"input": vocabulary.decode(given), "target": vocabulary.decode(wanted)}
             yield {**texts, "input_ids": given, "target_ids": wanted}

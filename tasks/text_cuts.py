@@ -23,12 +23,11 @@ import numpy as np
 
 from zeroprompt_jax.data import cards
 from zeroprompt_jax.data.mixture import hash64, name_keys
-from zeroprompt_jax.data.vocabulary import EOS_ID, load_vocabulary
+from zeroprompt_jax.data.vocabulary import load_vocabulary
 from zeroprompt_jax.errors import UserError
-from zeroprompt_jax.tasks import plain_text
+from zeroprompt_jax.tasks import c4, plain_text
 
 NAME = "text_cuts"
-C4 = "c4/en:3.1.0"
 INSTRUCTION, INPUT, TARGET = range(3)
 # Role of each part, by number of parts.
 LAYOUTS = {
@@ -89,7 +88,7 @@ def register_c4(
     tokens: int = 512,
     parts: int = 3,
     least: int = 1,
-    dataset: str = C4,
+    dataset: str = c4.ENGLISH,
     data_dir: str | None = None,
     name: str = "c4_cuts",
     seed: int = 0,
@@ -113,14 +112,8 @@ def register_c4(
       UserError: chunks too short for the parts, or no documents; when examples are read, also C4 that cannot be reached.
     """
     _check(tokens, parts, least)
-    if min(documents, per_task, test_documents) < 1:
-        raise UserError(
-            f"Text cuts: documents={documents}, per_task={per_task} and test_documents={test_documents} must be at least 1."
-        )
     names = []
-    for at in range(0, documents, per_task):
-        slices = {"train": f"train[{at}:{min(at + per_task, documents)}]"}
-        slices |= {} if names else {"test": f"validation[:{test_documents}]"}
+    for slices in c4.divided(documents, per_task, test_documents):
         settings = (dataset, data_dir, slices, vocabulary, tokens, parts, least, seed)
         source = cards.Source(
             functools.partial(_c4_examples, *settings), fingerprint=f"text cuts 1 {settings!r}", splits=tuple(slices)
@@ -219,24 +212,7 @@ def _c4_examples(
     split: str,
 ) -> Iterator[dict[str, Any]]:
     vocabulary = load_vocabulary(spec)
-    texts = _c4_texts(dataset, slices[split], data_dir)
-    run = np.array([i for text in texts for i in (*vocabulary.encode(text), EOS_ID)], np.int32)
-    chunks_CL = run[: len(run) // tokens * tokens].reshape(-1, tokens)
+    chunks_CL = c4.chunks(dataset, slices[split], data_dir, vocabulary, tokens)
     # A number of its own for every chunk of the corpus, or all tasks would be cut alike.
     numbers_C = hash64(seed, name_keys([slices[split]])[0], np.arange(len(chunks_CL)))
     yield from _examples(chunks_CL, numbers_C, vocabulary, parts, least, seed)
-
-
-def _c4_texts(dataset: str, split: str, data_dir: str | None) -> list[str]:
-    try:
-        import tensorflow_datasets as tfds
-
-        # Preparing C4 takes a cluster and days, so nothing is downloaded here.
-        found = tfds.load(dataset, split=split, data_dir=data_dir, download=False, try_gcs=data_dir is None)
-        return [example["text"].decode("utf-8") for example in tfds.as_numpy(found)]
-    except Exception as e:  # missing package, missing data and every kind of network raise errors of their own
-        why = str(e).strip().split("\n")[0].rstrip(".") or type(e).__name__
-        raise UserError(
-            f"Text cuts: {dataset} cannot be read through TensorFlow Datasets ({why}); give data_dir, or take local text "
-            f"with text_cuts.register_text(path='books/*.txt', …)."
-        ) from None

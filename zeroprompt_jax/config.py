@@ -92,6 +92,15 @@ CONFIGURABLES = {
     "text_cuts.register_c4": "zeroprompt_jax.tasks.text_cuts:register_c4",
     "procedural_shown.register": "zeroprompt_jax.tasks.procedural_shown:register",
     "backbone.register": "zeroprompt_jax.tasks.backbone:register",
+    "c4.register": "zeroprompt_jax.tasks.c4:register",
+    "flan.register": "zeroprompt_jax.tasks.flan:register",
+    "glue.register": "zeroprompt_jax.tasks.glue:register",
+    "lm_bff.register": "zeroprompt_jax.tasks.lm_bff:register",
+    "mpt_sets.register": "zeroprompt_jax.tasks.mpt_sets:register",
+    "mrqa.register": "zeroprompt_jax.tasks.mrqa:register",
+    "nli_sets.register": "zeroprompt_jax.tasks.nli_sets:register",
+    "p3.register": "zeroprompt_jax.tasks.p3:register",
+    "super_glue.register": "zeroprompt_jax.tasks.super_glue:register",
 }
 
 REQUIRED = "gin.REQUIRED"

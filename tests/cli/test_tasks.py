@@ -79,6 +79,21 @@ def test_type_lists_its_tasks(registry, capsys):
     assert "letters/first" in text and "letters/last" in text and "sums/plus" not in text
 
 
+def test_all_lists_every_task(registry, capsys):
+    text = output(capsys, "--all")
+    assert len(text.splitlines()) == 2 + len(SIZES)
+    assert line_of(text, "letters/last") == ["letters/last", "letters", "held-out", "tasks", "exact_match"]
+
+
+def test_against_names_what_has_been_seen(registry, capsys):
+    card = cards.TaskCard(name="other", type="sums", instructions=("Add.",), family="sums/plus")
+    cards.register(card, cards.Source(examples("other", 3), "other"))
+    text = output(capsys, "--mixture=all_equal", "--against=other")
+    assert text.startswith("all_equal has seen the data sets of 1 of the 1 tasks of other\n")
+    assert line_of(text, "other")[1:] == ["sums/plus", "the", "same", "data", "set"]
+    assert "0 of the 1 tasks" in output(capsys, "--mixture=letters/first", "--against=other")
+
+
 @pytest.mark.parametrize(
     "option, sentence",
     [
@@ -88,6 +103,7 @@ def test_type_lists_its_tasks(registry, capsys):
         ("--module=no.such.module", "Task module 'no.such.module' does not exist"),
         ("--module=zeroprompt_jax.tasks.procedurl", "Task module 'zeroprompt_jax.tasks.procedurl' does not exist"),
         ("--examples=-1", "--examples=-1: give zero or more."),
+        ("--against=sums/plus", "--against=sums/plus needs the training mixture too: give --mixture=NAME."),
     ],
 )
 def test_mistakes(registry, capsys, option, sentence):
@@ -103,3 +119,5 @@ def test_the_packages_own_tasks_are_listed_without_tensorflow():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "procedural_train" in done.stdout and "procedural_unseen_types" in done.stdout
+    for mixture, tasks in (("glue", 8), ("super_glue", 8), ("mrqa", 6), ("mpt_targets", 21), ("p3", 596)):
+        assert line_of(done.stdout, mixture)[1] == str(tasks)

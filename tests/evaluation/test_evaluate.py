@@ -314,6 +314,13 @@ def test_auc_reads_the_scores_of_all_options(run, store, monkeypatch):
         run(groups={"g": ["words"]})
 
 
+def test_f1_needs_two_options_in_one_order(run, store, monkeypatch):
+    card = dataclasses.replace(store.card("yes_no"), metrics=("f1",))  # of three options
+    monkeypatch.setattr(store, "card", lambda name: card)
+    with pytest.raises(UserError, match="Task 'yes_no' has the metric f1, of the second .* leave Data.option_seed"):
+        run(groups={"g": ["yes_no"]})
+
+
 def test_labels_that_training_was_given_are_counted(run, base):
     assert {r["labels"] for r in base[0].tasks} == {None} and {row.labels for row in base[0].rows()} == {None}
     found, _ = run(settings=dataclasses.replace(SETTINGS, control=False), trained=("words", "elsewhere"))

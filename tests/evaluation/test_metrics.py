@@ -3,6 +3,7 @@
 import math
 import random
 
+import numpy as np
 import pytest
 import scipy.stats
 from zeroprompt_jax.errors import UserError
@@ -33,7 +34,7 @@ def test_exact_match_forgives_what_it_says(prediction, reference, plain, cased, 
     assert score("exact_match_loose", prediction, reference) == loose
 
 
-@pytest.mark.parametrize("name", sorted(metrics.METRICS.keys() - {"auc"}))
+@pytest.mark.parametrize("name", sorted(metrics.METRICS.keys() - {"auc", "f1", "matthews", "pearson", "spearman"}))
 def test_bounds_and_best_reference(name):
     metric = metrics.METRICS[name]
     references = [["a dog", "one dog"], ["two cats"]]
@@ -41,6 +42,48 @@ def test_bounds_and_best_reference(name):
     assert metric(["nothing", "here"], references) == 0
     assert 0 < metric(["one dog", "here"], references) < 1
     assert metric(["one dog", "two cats"], references, [["one dog", "two cats"]] * 2) == 1
+
+
+def test_f1_is_of_the_last_option():
+    options = [["no", "yes"]] * 6
+    references = [["yes"], ["yes"], ["yes"], ["no"], ["no"], ["no"]]
+    # Two hits, a miss and two false alarms, as what is no option is wrong.
+    answers = ["yes", "Yes", "no", "yes", "what", "no"]
+    assert metrics.f1(answers, references, options) == pytest.approx(2 * 2 / (3 + 2 + 2))
+    assert metrics.f1([r for (r,) in references], references, options) == 1
+    assert metrics.f1(["yes", "what"], [["yes"], ["yes"]], options[:2]) == pytest.approx(2 / 3)
+    assert metrics.f1(["no"], [["no"]], options[:1]) == 0
+    for wrong in (None, [["no", "yes"], ["yes", "no"]], [["a", "b", "c"]] * 2):
+        with pytest.raises(ValueError, match="two answer options in one order"):
+            metrics.f1(["yes", "no"], [["yes"], ["no"]], wrong)
+
+
+def test_correlations_against_scipy_and_numpy():
+    rng = random.Random(0)
+    right = [rng.choice(["a", "b"]) for _ in range(40)]
+    answers = [r if rng.random() < 0.7 else rng.choice(["a", "b"]) for r in right]
+    sides = [[float(x == "a") for x in side] for side in (answers, right)]
+    assert metrics.matthews(answers, [[r] for r in right]) == pytest.approx(np.corrcoef(*sides)[0, 1])
+    assert metrics.matthews(right, [[r] for r in right]) == pytest.approx(1)
+    assert metrics.matthews(["a"] * 40, [[r] for r in right]) == 0
+    flipped = ["b" if r == "a" else "a" for r in right]
+    assert metrics.matthews(flipped, [[r] for r in right]) == pytest.approx(-1)
+    numbers = [round(rng.random() * 25) / 5 for _ in range(40)]
+    given = [n + rng.gauss(0, 1) for n in numbers]
+    texts, references = [f"{g:.6f}" for g in given], [[f"{n:.1f}"] for n in numbers]
+    assert metrics.pearson(texts, references) == pytest.approx(scipy.stats.pearsonr(given, numbers)[0], abs=1e-5)
+    assert metrics.spearman(texts, references) == pytest.approx(scipy.stats.spearmanr(given, numbers)[0], abs=1e-5)
+    assert metrics.pearson(["3.0"] * 40, references) == 0
+    for text in ("three", "nan", "inf", ""):  # no number is -1
+        assert metrics.pearson([text, "1"], [["0"], ["1"]]) == metrics.pearson(["-1", "1"], [["0"], ["1"]])
+
+
+def test_spans_forgive_what_squad_forgives():
+    for prediction in ("The Norman  dukes.", "norman dukes", "a Norman, dukes"):
+        assert score("span_exact_match", prediction, "Norman dukes") == 1
+    assert score("span_exact_match", "another dukes", "dukes") == 0
+    assert score("span_f1", "the Norman dukes of Rouen", "Norman dukes") == pytest.approx(2 * 2 / (4 + 2))
+    assert score("span_f1", "cats", "dogs", "the cats") == 1
 
 
 def test_rouge_by_hand():

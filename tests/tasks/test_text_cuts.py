@@ -13,7 +13,7 @@ from zeroprompt_jax.data import cache, cards
 from zeroprompt_jax.data.batches import EvalSet, Features, TrainStream
 from zeroprompt_jax.data.vocabulary import EOS_ID, load_vocabulary
 from zeroprompt_jax.errors import UserError
-from zeroprompt_jax.tasks import text_cuts
+from zeroprompt_jax.tasks import c4, text_cuts
 
 TEXT = Path(__file__).with_name("lighthouse.txt")
 VOCABULARY = "packaged:t5_tiny"
@@ -171,7 +171,7 @@ def test_c4_documents_become_chunks(monkeypatch):
     first, second = (list(cards.source(f"c4_cuts/{i}").examples("train")) for i in range(2))
     list(cards.source("c4_cuts/0").examples("test"))
     assert asked == [
-        (text_cuts.C4, split, "gs://bucket", False) for split in ("train[0:20]", "train[20:30]", "validation[:500]")
+        (c4.ENGLISH, split, "gs://bucket", False) for split in ("train[0:20]", "train[20:30]", "validation[:500]")
     ]
     v = load_vocabulary(VOCABULARY)
     run = [i for d in documents for i in (*v.encode(d["text"].decode()), EOS_ID)]
@@ -187,6 +187,6 @@ def test_c4_out_of_reach_names_the_local_way(monkeypatch):
 
     fake_tfds(monkeypatch, load)
     text_cuts.register_c4(VOCABULARY)
-    with pytest.raises(UserError, match=r"resolve host storage.googleapis.com\); give data_dir, or take local text") as e:
+    with pytest.raises(UserError, match=r"storage.googleapis.com\): give another data_dir, or take local text") as e:
         list(cards.source("c4_cuts/0").examples("train"))
     assert "much more" not in str(e.value)

@@ -1,4 +1,5 @@
-"""List registered tasks and mixtures, the real sampling proportions of a mixture, and rendered examples of a task."""
+"""List registered tasks and mixtures, the real sampling proportions of a mixture, what it has seen of another, and rendered
+examples of a task."""
 
 import argparse
 import importlib
@@ -15,6 +16,8 @@ from zeroprompt_jax.errors import UserError, unknown
 
 PACKAGE = "zeroprompt_jax.tasks"
 DIRECTORY_VARIABLE = "ZEROPROMPT_NATURAL_INSTRUCTIONS"
+P3_VARIABLE = "ZEROPROMPT_P3"
+DATASETS_VARIABLE = "ZEROPROMPT_DATASETS"
 POOL_TITLES = {"train": "train", "held_out_task": "held-out tasks", "held_out_type": "held-out types"}
 WIDTH = 100
 
@@ -31,25 +34,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help=f"a checkout of Natural Instructions, to list its tasks too (default: ${DIRECTORY_VARIABLE})",
     )
+    parser.add_argument("--p3", metavar="DIR", help=f"P3 in its own layout, for its examples (default: ${P3_VARIABLE})")
+    parser.add_argument(
+        "--datasets",
+        metavar="DIR",
+        help=f"NAME/{{train,validation}}.jsonl of public data sets, for their examples (default: ${DATASETS_VARIABLE})",
+    )
+    parser.add_argument("--all", action="store_true", help="the name, type, pool and metrics of every task, one a line")
     parser.add_argument("--type", metavar="TYPE", help="the names of all tasks of this type")
     parser.add_argument("--show", metavar="TASK", help="the card of this task and some examples as the model sees them")
     parser.add_argument("--examples", type=int, default=3, metavar="N", help="how many examples --show renders (3)")
     parser.add_argument("--mixture", metavar="NAME", help="how often each task of this mixture is drawn")
+    parser.add_argument(
+        "--against", metavar="NAME", help="for --mixture: tasks of this test mixture whose data set it has seen"
+    )
     parser.add_argument("--policy", metavar="POLICY", help="rates for --mixture: uniform, proportional or temperature")
     parser.add_argument("--cap", type=int, metavar="K", help="artificial size limit of a task, for --policy")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="for --policy=temperature (1.0)")
 
 
 def run(args: argparse.Namespace) -> int:
-    load_modules(args.module, args.natural_instructions)
+    given = {DIRECTORY_VARIABLE: args.natural_instructions, P3_VARIABLE: args.p3, DATASETS_VARIABLE: args.datasets}
+    load_modules(args.module, given)
     if args.examples < 0:
         raise UserError(f"--examples={args.examples}: give zero or more.")
     if args.show:
         lines = show(args.show, args.examples)
+    elif args.against:
+        lines = leaks(args.mixture, args.against)
     elif args.mixture:
         lines = proportions(args.mixture, args.policy, args.cap, args.temperature)
     elif args.type:
         lines = of_type(args.type)
+    elif args.all:
+        lines = every_task()
     else:
         lines = listing()
     for line in lines:
@@ -57,11 +75,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def load_modules(modules: Sequence[str] | None, directory: str | None) -> None:
+def load_modules(modules: Sequence[str] | None, directories: Mapping[str, str | None]) -> None:
     """Imports the modules that register tasks."""
-    if directory:
-        # Read by the module when it is imported, as the environment variable of a user would be.
-        os.environ[DIRECTORY_VARIABLE] = directory
+    # Read by the modules when they are imported, as the environment variables of a user would be.
+    os.environ.update({variable: directory for variable, directory in directories.items() if directory})
     if not modules:
         package = importlib.import_module(PACKAGE)
         modules = [f"{PACKAGE}.{found.name}" for found in pkgutil.iter_modules(package.__path__)]
@@ -119,6 +136,33 @@ def of_type(kind: str) -> Iterable[str]:
     yield ""
     rows = [[card.name, POOL_TITLES[card.pool], textwrap.shorten(card.instructions[0], 60)] for card in own]
     yield from _columns(["task", "pool", "first wording"], rows, text_columns=(0, 1, 2))
+
+
+def every_task() -> Iterable[str]:
+    """All tasks with type, pool and metrics, in the order of their registration."""
+    own = [cards.card(name) for name in cards.task_names()]
+    rows = [[card.name, card.type, POOL_TITLES[card.pool], ", ".join(card.metrics)] for card in own]
+    yield from _columns(["task", "type", "pool", "metrics"], rows, text_columns=(0, 1, 2, 3))
+
+
+def leaks(train: str | None, test: str) -> Iterable[str]:
+    """Which tasks of a test mixture are of a data set that the training mixture has seen."""
+    if train is None:
+        raise UserError(f"--against={test} needs the training mixture too: give --mixture=NAME.")
+    from zeroprompt_jax.tasks import leakage
+
+    tested = cards.mixture(test)
+    found = leakage.find(cards.mixture(train), tested)
+    seen = _count(task for leak in found for task in leak.tested)
+    yield f"{train} has seen the data sets of {seen:,} of the {len(tested):,} tasks of {test}"
+    if found:
+        yield ""
+        rows = [[_and_more(leak.tested), _and_more(leak.trained), leak.why] for leak in found]
+        yield from _columns(["task", "seen by", "why"], rows, text_columns=(0, 1, 2))
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
 
 
 def show(name: str, count: int) -> Iterable[str]:

@@ -180,6 +180,13 @@ def evaluate(
     for example in examples:
         if "auc" in cards[example.task].metrics and not example.options:
             raise UserError(f"Task '{example.task}' has the metric auc, but its examples list no answer options.")
+    for task in (task for task in tasks if "f1" in cards[task].metrics):
+        orders = {tuple(example.options) for example in examples if example.task == task}
+        if len(orders) > 1 or any(len(order) != 2 for order in orders):
+            raise UserError(
+                f"Task '{task}' has the metric f1, of the second of two answer options, but its examples do not all list "
+                f"the same two in one order; leave Data.option_seed unset."
+            )
     total, done = sum(map(len, sets)), 0
     runs = []
     for data in sets:

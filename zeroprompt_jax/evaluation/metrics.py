@@ -1,9 +1,9 @@
 """Metrics over generated text, and the two baselines every score is shown beside. Plain Python.
 
-A metric is `metric(predictions, references, options=None, scores=None) -> float` in [0, 1]: `predictions` one text per
-example, `references` all acceptable answers per example, and the best match counts. `options` (the answer options, where
-a task has them) and `scores` (their log-likelihoods, where they were ranked) are accepted by all and read by `auc`
-alone: to the others an answer outside the options is simply wrong.
+A metric is `metric(predictions, references, options=None, scores=None) -> float` in [0, 1], a correlation in [-1, 1]:
+`predictions` one text per example, `references` all acceptable answers per example, and the best match counts. `options`
+(the answer options, where a task has them) and `scores` (their log-likelihoods, where they were ranked) are accepted by
+all; `auc` reads both, `f1` the options: to the others an answer outside the options is simply wrong.
 
 Which differences are forgiven:
   exact_match        case, and the amount of white space
@@ -11,7 +11,11 @@ Which differences are forgiven:
   exact_match_loose  case, white space and ASCII punctuation, as Natural Instructions' own scorer does
   accuracy           as exact_match
   macro_f1, micro_f1 as exact_match
+  f1, matthews       as exact_match
   auc                as exact_match
+  pearson, spearman  how a number is written; an answer that is none counts as -1, as in T5's own scorer
+  span_exact_match, span_f1
+                     case, white space, ASCII punctuation and articles, as SQuAD's scorer does
   rouge1, rougeL     as exact_match_loose, per word
 """
 
@@ -110,6 +114,77 @@ def micro_f1(
     return 2 * hits.total() / (gold.total() + sum(predicted[c] for c in gold))
 
 
+def f1(
+    predictions: Texts,
+    references: References,
+    options: Sequence[Texts] | None = None,
+    scores: Sequence[Sequence[float]] | None = None,
+) -> float:
+    """F1 of one class, that of the second of two options, as GLUE and MultiRC order theirs ('not_duplicate', 'duplicate').
+    A prediction that is no option counts as the wrong one.
+
+    Raises ValueError where the options are not two, or not the same for all examples.
+    """
+    hits, gold, _ = _classes(predictions, references)
+    if options is None or len({tuple(given) for given in options}) > 1 or len(options[0]) != 2:
+        raise ValueError("F1 needs two answer options in one order for all examples.")
+    negative, positive = map(normalise, options[0])
+    alarms = gold[negative] - hits[negative]  # every answer but the right one
+    return 2 * hits[positive] / (gold[positive] + hits[positive] + alarms) if gold[positive] else 0.0
+
+
+def matthews(
+    predictions: Texts,
+    references: References,
+    options: Sequence[Texts] | None = None,
+    scores: Sequence[Sequence[float]] | None = None,
+) -> float:
+    """Matthews' correlation of predicted and right classes (Gorodkin's R_K for more than two); 0 where either has one
+    class alone."""
+    hits, gold, predicted = _classes(predictions, references)
+    n = gold.total()
+    both = sum(gold[c] * predicted[c] for c in gold)
+    spread = (n**2 - sum(v**2 for v in predicted.values())) * (n**2 - sum(v**2 for v in gold.values()))
+    return (n * hits.total() - both) / math.sqrt(spread) if spread else 0.0
+
+
+def pearson(
+    predictions: Texts,
+    references: References,
+    options: Sequence[Texts] | None = None,
+    scores: Sequence[Sequence[float]] | None = None,
+) -> float:
+    """Pearson's correlation of the predicted numbers and the first references; 0 where either are all equal."""
+    _check(predictions, references)
+    return _correlation([_number(p) for p in predictions], [_number(answers[0]) for answers in references])
+
+
+def spearman(
+    predictions: Texts,
+    references: References,
+    options: Sequence[Texts] | None = None,
+    scores: Sequence[Sequence[float]] | None = None,
+) -> float:
+    """Spearman's: Pearson's correlation of the ranks."""
+    _check(predictions, references)
+    sides = [_number(p) for p in predictions], [_number(answers[0]) for answers in references]
+    return _correlation(*map(ranks, sides))
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return -1.0
+    return value if math.isfinite(value) else -1.0
+
+
+def _correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    one, other = ([v - sum(values) / len(values) for v in values] for values in (one, other))
+    size = math.sqrt(sum(a * a for a in one) * sum(b * b for b in other))
+    return sum(a * b for a, b in zip(one, other)) / size if size else 0.0
+
+
 def auc(
     predictions: Texts,
     references: References,
@@ -193,6 +268,11 @@ def _rouge_l(prediction: list[str], reference: list[str]) -> float:
     return _f1(row[-1], len(prediction), len(reference))
 
 
+def _span(text: str) -> list[str]:
+    """Words of an answer to a question about a text, without what SQuAD's scorer leaves out."""
+    return re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split()
+
+
 exact_match = _best_of(str.__eq__, normalise)
 exact_match_cased = _best_of(str.__eq__, _cased)
 exact_match_loose = _best_of(str.__eq__, _loose)
@@ -201,6 +281,8 @@ accuracy = exact_match
 # Instructions' scorer stems English words, so its figures are slightly higher.)
 rouge1 = _best_of(_rouge1, _words)
 rougeL = _best_of(_rouge_l, _words)  # noqa: N816, the name the literature uses
+span_exact_match = _best_of(list.__eq__, _span)
+span_f1 = _best_of(_rouge1, _span)  # word overlap, as ROUGE-1's F1 is
 
 METRICS: dict[str, Metric] = {
     "exact_match": exact_match,
@@ -209,9 +291,15 @@ METRICS: dict[str, Metric] = {
     "accuracy": accuracy,
     "macro_f1": macro_f1,
     "micro_f1": micro_f1,
+    "f1": f1,
+    "matthews": matthews,
+    "pearson": pearson,
+    "spearman": spearman,
     "auc": auc,
     "rouge1": rouge1,
     "rougeL": rougeL,
+    "span_exact_match": span_exact_match,
+    "span_f1": span_f1,
 }
 
 
