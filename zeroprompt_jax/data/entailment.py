@@ -88,6 +88,12 @@ class Reformulation:
         return any(field == LABEL for field, _ in cards.parts(self.second))
 
     @property
+    def fields(self) -> tuple[str, ...]:
+        """Fields of an example that the templates name."""
+        named = [field for template in (self.first, self.second) for field, _ in cards.parts(template)]
+        return tuple(dict.fromkeys(field for field in named if field not in ("", LABEL)))
+
+    @property
     def described(self) -> tuple[int, ...]:
         """Classes that have rows."""
         every = tuple(range(len(self.labels)))
@@ -427,3 +433,33 @@ def classified(name: str, split: str) -> tuple[list[Mapping[str, Any]], list[int
         raise UserError(f"Task '{name}' has no fixed answer options, so its examples have no classes.")
     examples = list(cards.source(name).examples(split))
     return examples, [card.options.index(cards.render(card, example).target) for example in examples]
+
+
+def as_text(card: cards.TaskCard, source: cards.Source, task: Reformulation) -> tuple[cards.TaskCard, cards.Source]:
+    """A task with fixed options as one of text to text, CARD/entailment: whether a premise entails a hypothesis, the same
+    rows as `rows` gives for evaluation, answered by yes or no."""
+    put = cards.TaskCard(
+        name=f"{card.name}/entailment",
+        type="textual entailment",
+        instructions=("Does the premise entail the hypothesis?",),
+        domain=card.domain,
+        family=card.family,
+        pool=card.pool,
+        input_template="premise: {premise} hypothesis: {hypothesis}",
+        options=("no", "yes"),
+    )
+    told = f"{source.fingerprint} as text 1 {dataclasses.asdict(task)}"
+    return put, dataclasses.replace(source, examples=functools.partial(_texts, card, source, task), fingerprint=told)
+
+
+def _texts(card: cards.TaskCard, source: cards.Source, task: Reformulation, split: str) -> Iterator[dict[str, str]]:
+    for example in source.examples(split):
+        right = card.options.index(cards.render(card, example).target)
+        for klass in task.described:
+            described = {**example, LABEL: task.labels[klass]}
+            answer = ("no", "yes")[klass == right]
+            yield {
+                "premise": task.first.format(**example),
+                "hypothesis": task.second.format(**described),
+                "target": answer,
+            }
