@@ -10,7 +10,6 @@ Registering imports neither TensorFlow nor reads a row: that happens when a task
 
 import csv
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +20,7 @@ import numpy as np
 from zeroprompt_jax.data import cards
 from zeroprompt_jax.data.mixture import hash64, name_keys
 from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.tasks import json_lines
 
 ENVIRONMENT = "ZEROPROMPT_DATASETS"
 # Of a download, 6 seconds in all. TensorFlow Datasets' own 10 take minutes to say that there is no network.
@@ -141,7 +141,11 @@ def rows(dataset: Dataset, split: str, places: Places) -> Iterator[dict[str, Any
       UserError: neither place has it, or a local file is malformed.
     """
     if local := file(dataset, split, places):
-        yield from _table(local, dataset.columns) if local.suffix == ".csv" else _lines(local, dataset.renamed)
+        if local.suffix == ".csv":
+            yield from _table(local, dataset.columns)
+        else:
+            for _, row in json_lines.rows(local):
+                yield {dataset.renamed.get(key, key): value for key, value in row.items()}
         return
     folder = f"{places.directory or 'DIRECTORY'}/{dataset.name}"
     if dataset.tfds is None:
@@ -206,18 +210,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(v) for v in value]
     return value.decode("utf-8") if isinstance(value, bytes) else value
-
-
-def _lines(path: pathlib.Path, renamed: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-            except ValueError as e:
-                raise UserError(f"Data set {path}, line {number}: not JSON ({e}).") from None
-            if not isinstance(row, dict):
-                raise UserError(f"Data set {path}, line {number}: not an object of fields.")
-            yield {renamed.get(key, key): value for key, value in row.items()}
 
 
 def _table(path: pathlib.Path, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
