@@ -8,6 +8,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zeroprompt_jax.models.conditioning import ACTIVATIONS, Prefix, Sublayer, adapt, project, rescale, split_rows, to_rows
 from zeroprompt_jax.models.masks import relative_buckets
@@ -120,7 +121,10 @@ class RelativePositionBias(nn.Module):
         table_HN = self.param("rel_embedding", init, (self.num_heads, self.num_buckets), jnp.float32)
         distance = key_positions[:, None, :] - query_positions[:, :, None]
         buckets = relative_buckets(distance, self.bidirectional, self.num_buckets, self.max_distance)
-        return jnp.moveaxis(jnp.take(table_HN, buckets, axis=1), 0, 1)
+        # A product with one-hot columns copies entries, at full precision, in the order that attention reads them; from a
+        # gather TPUs would turn them round, and scatter their gradient.
+        chosen = jax.nn.one_hot(buckets, self.num_buckets, dtype=jnp.float32)
+        return jnp.einsum("hn,bqkn->bhqk", table_HN, chosen, precision="highest")
 
 
 class Keys(NamedTuple):
@@ -136,23 +140,78 @@ class Keys(NamedTuple):
 def attend(query_BTHK: Array, keys: list[Keys], dropout: Callable[[Array], Array] = lambda x: x) -> Array:
     """One softmax, in float32, over all the keys together, of scores as they are: what scales is in the query.
     -> [B, T, H, K]."""
-    B, T, H, K = query_BTHK.shape
+    B, T, H, _ = query_BTHK.shape
     scores = []
     for source in keys:
-        query = split_rows(query_BTHK, source.key.shape[0])
-        s = jnp.einsum("grqhk,gphk->grhqp", query, source.key.astype(query.dtype), preferred_element_type=jnp.float32)
-        s = s.reshape(B, H, T, -1)
+        s = _by_group("grqhk,gphk->grhqp", query_BTHK, source.key.astype(query_BTHK.dtype), len(source.key), jnp.float32)
         s = s if source.bias is None else s + source.bias
         scores.append(s if source.mask is None else jnp.where(source.mask, s, MASKED))
-    weights = jax.nn.softmax(scores[0] if len(scores) == 1 else jnp.concatenate(scores, axis=-1), axis=-1)
-    weights = dropout(weights.astype(query_BTHK.dtype))
-    out, start = 0, 0
-    for source in keys:
-        w = split_rows(weights[..., start : start + source.key.shape[1]], source.key.shape[0])
-        o = jnp.einsum("grhqp,gphk->grqhk", w, source.value.astype(w.dtype))
-        out = out + o.reshape(B, T, H, K)
-        start += source.key.shape[1]
-    return out
+    values = tuple(source.value.astype(query_BTHK.dtype) for source in keys)
+    lengths = [s.shape[-1] for s in scores]
+    kept = dropout(jnp.ones((B, H, 1, sum(lengths)), query_BTHK.dtype))  # one mask of keys for all queries of a head
+    kept = tuple(jnp.split(kept, np.cumsum(lengths)[:-1], axis=-1))
+    return weigh(tuple(scores), values, kept)
+
+
+@jax.custom_vjp
+def weigh(scores: tuple[Array, ...], values: tuple[Array, ...], kept: tuple[Array, ...]) -> Array:
+    """The values' mean by the softmax of all scores together, in the values' dtype.
+
+    scores: [B, H, T, P] float32 of each source; values: [G, P, H, K]; kept: [B, H, 1, P], what weights are multiplied by
+    once they are normalised, and without a gradient. -> [B, T, H, K].
+
+    The softmax is divided by its sum behind the product with the values, which are fewer numbers than weights, and its
+    backward pass subtracts the product of the output and its gradient in place of a sum over keys (as Dao et al. 2022,
+    "FlashAttention", section 3.1 and appendix B). So nothing is kept of a score but one number in the values' dtype.
+    """
+    return _weigh(scores, values, kept)[0]
+
+
+def _weigh(scores, values, kept):
+    top = functools.reduce(jnp.maximum, [s.max(axis=-1, keepdims=True) for s in scores])
+    powers = [jnp.exp(s - top) for s in scores]
+    inverse_BHT = 1 / sum(e.sum(axis=-1) for e in powers)
+    powers = tuple(e.astype(v.dtype) for e, v in zip(powers, values))
+    out = 0
+    for e, v, mask in zip(powers, values, kept):
+        out = out + _by_group("grhqp,gphk->grqhk", e * mask, v, len(v), jnp.float32)
+    out = (out * _by_query(inverse_BHT)).astype(values[0].dtype)
+    return out, (powers, inverse_BHT, values, kept, out)
+
+
+def _weigh_backward(saved, grad_BTHK):
+    powers, inverse_BHT, values, kept, out = saved
+    dtype = values[0].dtype
+    scaled = grad_BTHK.astype(jnp.float32) * _by_query(inverse_BHT)
+    shift_BHT = jnp.moveaxis((scaled * out.astype(jnp.float32)).sum(axis=-1), 1, 2)[..., None]
+    scaled = scaled.astype(dtype)
+    to_scores, to_values = [], []
+    for e, v, mask in zip(powers, values, kept):
+        to_values.append(_by_group("grhqp,grqhk->gphk", e * mask, scaled, len(v), dtype))
+        d = _by_group("grqhk,gphk->grhqp", scaled, v, len(v), jnp.float32)
+        to_scores.append((e * (d * mask - shift_BHT)).astype(dtype).astype(jnp.float32))
+    return tuple(to_scores), tuple(to_values), tuple(jnp.zeros_like(mask) for mask in kept)
+
+
+weigh.defvjp(_weigh, _weigh_backward)
+
+
+def _by_group(spec: str, x: Array, y: Array, groups: int, dtype: jnp.dtype) -> Array:
+    """The product that `spec` names, of rows `gr` in groups `g`; rows go in and come out as [B, ...].
+
+    Where each row is a group of its own the axis `r` is left out: with it, TPUs lay out scores so that attention takes
+    twice as long."""
+    if groups == len(x):
+        return jnp.einsum(spec.replace("r", ""), x, y, preferred_element_type=dtype)
+    left, right, out = spec.replace("->", ",").split(",")
+    x, y = (split_rows(z, groups) if axes.startswith("gr") else z for z, axes in ((x, left), (y, right)))
+    z = jnp.einsum(spec, x, y, preferred_element_type=dtype)
+    return z.reshape(-1, *z.shape[2:]) if out.startswith("gr") else z
+
+
+def _by_query(x_BHT: Array) -> Array:
+    """[B, H, T] -> [B, T, H, 1]."""
+    return jnp.moveaxis(x_BHT, 1, 2)[..., None]
 
 
 def prefix_keys(prefix: Prefix | None, rows: int) -> list[Keys]:
