@@ -22,7 +22,6 @@ al. 2023, "HINT" (arXiv 2212.10315).
 """
 
 import functools
-import hashlib
 import json
 import os
 import pathlib
@@ -32,6 +31,7 @@ from typing import Any
 
 from zeroprompt_jax.data import cards
 from zeroprompt_jax.errors import UserError, unknown
+from zeroprompt_jax.tasks import json_lines
 
 NAME = "prompt_templates"
 _ANSWER = "prompt_templates_answer"  # the field of the right answer, which no row has
@@ -75,17 +75,15 @@ def register_directory(
         raise unknown("way to give an input", given, GIVEN)
     root, pools = pathlib.Path(path).expanduser(), {}
     for dataset, told in _read(pathlib.Path(templates).expanduser()).items():
-        splits = _splits(root / dataset)
-        digest = hashlib.blake2b(digest_size=12)
-        for split, file in splits.items():
-            digest.update(f"{split} {file.stat().st_size}\n".encode() + file.read_bytes())
+        splits = json_lines.splits(root / dataset)
+        digest = json_lines.digest(splits)
         for title, template in told["templates"].items():
             where = f"{dataset}/{title}"
             card = _card(where, f"{name}/{where}", {"type": dataset, **told}, template, given, mask)
             answers, label = template.get("answers"), told.get("label", "label")
             source = cards.Source(
                 functools.partial(_examples, where, splits, answers, label, bool(card.options)),
-                fingerprint=f"prompt templates 1 {digest.hexdigest()} {json.dumps([answers, label])}",
+                fingerprint=f"prompt templates 1 {digest} {json.dumps([answers, label])}",
                 splits=tuple(splits),
             )
             cards.register(card, source, replace=True)
@@ -163,16 +161,6 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     return datasets
 
 
-def _splits(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """File of each split; what there is to be tested on is `test`."""
-    found = {split: folder / f"{split}.jsonl" for split in cards.SPLITS if (folder / f"{split}.jsonl").is_file()}
-    if "test" not in found and "validation" in found:
-        found["test"] = found.pop("validation")
-    if not found:
-        raise UserError(f"Prompt templates: {folder} has neither train.jsonl, validation.jsonl nor test.jsonl.")
-    return found
-
-
 def _examples(
     where: str,
     splits: Mapping[str, pathlib.Path],
@@ -181,20 +169,12 @@ def _examples(
     fixed: bool,
     split: str,
 ) -> Iterator[dict[str, Any]]:
-    with splits[split].open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            place = f"{splits[split]}, line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError as e:
-                raise UserError(f"Prompt templates: {place}: not JSON ({e}).") from None
-            if not isinstance(row, dict):
-                raise UserError(f"Prompt templates: {place}: not an object of fields.")
-            # A row's own fields of these names are text here, not what a source says about an example.
-            plain = {field: value for field, value in row.items() if field not in _SPECIAL}
-            if answers:
-                plain |= _answered(f"{place}, template '{where}'", row, answers, label, fixed)
-            yield plain
+    for place, row in json_lines.rows(splits[split]):
+        # A row's own fields of these names are text here, not what a source says about an example.
+        plain = {field: value for field, value in row.items() if field not in _SPECIAL}
+        if answers:
+            plain |= _answered(f"{place}, template '{where}'", row, answers, label, fixed)
+        yield plain
 
 
 def _answered(place: str, row: Mapping, answers: Mapping[str, str], label: str, fixed: bool) -> dict[str, Any]:

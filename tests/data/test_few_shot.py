@@ -1,5 +1,6 @@
 """Few-shot tasks by name."""
 
+import numpy as np
 import pytest
 
 from zeroprompt_jax.data import cache, cards, few_shot
@@ -55,3 +56,32 @@ def test_a_mixture_of_few_shot_tasks_is_cached_and_served(tmp_path, register):
     # Drawn again with more shots, only the new tasks are cached.
     more = cache.build(tmp_path / "cache", ["pick_0@3.0", "pick_0@6.0"], load_vocabulary("bytes"), progress=False)
     assert more.size("pick_0@6.0", "train") == 6
+
+
+def test_per_class_is_the_published_rule():
+    """First K of each class, then the next K, in the order of numpy's old generator's shuffle of the file's lines."""
+    classes = [i * 7 % 3 for i in range(150)]
+    told = [{"text": f"line {i}", "label": c} for i, c in enumerate(classes)]
+    for seed in few_shot.SEEDS:
+        lines = list(range(150))
+        np.random.seed(seed)
+        np.random.shuffle(lines)
+        by_class = {}
+        for i in lines:
+            by_class.setdefault(classes[i], []).append(i)
+        found = few_shot.per_class(told, classes, 16, seed)
+        assert found.train == tuple(i for mine in by_class.values() for i in mine[:16])
+        assert found.dev == tuple(i for mine in by_class.values() for i in mine[16:32])
+        assert len(found.train) == len(found.dev) == 48 and not set(found.train) & set(found.dev)
+        assert found == few_shot.per_class(told, classes, 16, seed)
+    digests = {few_shot.per_class(told, classes, 16, seed).digest for seed in few_shot.SEEDS}
+    changed = [{**row, "text": row["text"] + "!"} for row in told]
+    assert len(digests | {few_shot.per_class(changed, classes, 16, 13).digest}) == 6
+
+
+def test_a_small_class_leaves_less_to_select_on():
+    classes = ["a"] * 40 + ["b"] * 20
+    found = few_shot.per_class([{"i": i} for i in range(60)], classes, 16, 13)
+    assert [sum(classes[i] == c for i in found.dev) for c in "ab"] == [16, 4]
+    with pytest.raises(UserError, match="Class 'b' has 20 training examples, so 21"):
+        few_shot.per_class([{}] * 60, classes, 21, 13)
