@@ -66,6 +66,9 @@ CONFIGURABLES = {
     "Distillation": "zeroprompt_jax.methods.distillation:Distillation",
     "AdaptationStudy": "zeroprompt_jax.search.adaptation:AdaptationStudy",
     "Arm": "zeroprompt_jax.search.adaptation:Arm",
+    "EntailmentStudy": "zeroprompt_jax.search.entailment_study:EntailmentStudy",
+    "EntailmentArm": "zeroprompt_jax.search.entailment_slices:EntailmentArm",
+    "EncoderStage": "zeroprompt_jax.search.encoder_stages:EncoderStage",
     "Comparison": "zeroprompt_jax.search.comparison:Comparison",
     "ScalingStudy": "zeroprompt_jax.search.scaling:ScalingStudy",
     "recyclers.Linear": "zeroprompt_jax.search.recycling:Linear",
@@ -94,6 +97,8 @@ CONFIGURABLES = {
     "span_corruption.register_text": "zeroprompt_jax.tasks.span_corruption:register_text",
     "text_cuts.register_text": "zeroprompt_jax.tasks.text_cuts:register_text",
     "text_cuts.register_c4": "zeroprompt_jax.tasks.text_cuts:register_c4",
+    "procedural_entailment.suite": "zeroprompt_jax.tasks.procedural_entailment:suite",
+    "entailment_sets.suite": "zeroprompt_jax.tasks.entailment_sets:suite",
     "procedural_shown.register": "zeroprompt_jax.tasks.procedural_shown:register",
     "backbone.register": "zeroprompt_jax.tasks.backbone:register",
 }
