@@ -1,6 +1,6 @@
 """A small world in which only inference training can tell what words mean, to study entailment on: all from a seed.
 
-The world has eight themes of 24 words each. Plain text is made of words of any theme side by side, so that a language model
+The world has six themes of twelve words each. Plain text is made of words of any theme side by side, so that a language model
 of it learns how words stand in a sentence and nothing of themes. Pairs of inference tell them: a text mostly of one theme's
 words entails the theme's name, and texts of that theme; it contradicts the opposite theme's, and is neutral to the others.
 
@@ -24,8 +24,8 @@ from zeroprompt_jax.errors import UserError
 
 NAME = "procedural_entailment"
 NLI = ("entailment", "neutral", "contradiction")
-NAMES = ("warm", "cold", "calm", "loud", "rich", "poor", "wild", "tame")  # opposites side by side
-WORDS = 24
+NAMES = ("warm", "cold", "calm", "loud", "rich", "poor")  # opposites side by side
+WORDS = 12
 _HYPOTHESES = ("it was {} .", "this is {} .", "they were {} .")
 _FILLERS = 4  # a word of number j is preceded by the filler j modulo 4: that is what plain text tells
 _LENGTH = 32  # of a row: two texts of up to 12 tokens, 5 extra tokens, 3 marks
@@ -49,8 +49,8 @@ def _of(*themes: int) -> Task:
 TASKS = {
     "warm_or_cold": _of(1, 0),
     "calm_or_poor": _of(5, 2),
-    "wild_or_rich": _of(4, 6),
-    "one_of_four": _of(0, 3, 5, 6),
+    "loud_or_rich": _of(4, 3),
+    "one_of_four": _of(0, 3, 5, 4),
     "same_theme": Task(("no", "yes"), Reformulation(("no", "yes"), **_PAIR)),
 }
 

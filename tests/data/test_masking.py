@@ -7,6 +7,7 @@ from zeroprompt_jax.data.encoder_vocabulary import words_vocabulary
 from zeroprompt_jax.data.entailment import Reformulation, rows
 from zeroprompt_jax.data.masking import MaskedStream, masked
 from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.tasks import plain_text
 
 WORDS = words_vocabulary([f"w{i}" for i in range(200)] + ["it", "was", "great", "bad", "."])
 CHUNKS = np.random.default_rng(0).integers(5, WORDS.size, (64, 62)).astype(np.int32)
@@ -50,3 +51,13 @@ def test_slots_padding_and_fillers_are_never_hidden():
     assert not seen[2].any()
     with pytest.raises(UserError, match="the rate 1 must be between 0 and 1"):
         masked(batch, WORDS, 0, 0, rate=1)
+
+
+def test_text_files_are_chunks_of_an_encoders_tokens(tmp_path):
+    (tmp_path / "a.txt").write_text("w1 w2 w3 it was great .\n" * 20)
+    files = plain_text.find(tmp_path / "a.txt")
+    numbers, chunks = plain_text.chunks(files, plain_text.digest(files), WORDS, 14, "train", None, 2)
+    assert len(numbers) == 8 and WORDS.decode(chunks[0]) == "w1 w2 w3 it was great . w1 w2 w3 it was great ."
+    batch = MaskedStream(chunks[numbers], WORDS, 3).batch(0)
+    assert batch["encoder_input_tokens"].shape == batch["token_types"].shape == (3, 16)
+    assert (batch["mlm_targets"][:, 0] == WORDS.first_id).all() and (batch["mlm_targets"][:, -1] == WORDS.eos_id).all()
