@@ -145,16 +145,16 @@ def register(seed: int = 0, per_class: int = 100) -> tuple[str, ...]:
     return tuple(names)
 
 
-def suite(seed: int = 0, per_class: int = 100, pairs: int = 6000, texts: int = 4000) -> Suite:
+def suite(seed: int = 0, per_class: int = 100, pairs: int = 6000, texts: int = 2000) -> Suite:
     """The world as the entailment study takes it.
 
     Args:
       seed, per_class: as of `register`.
-      pairs: of inference, to train on. texts: chunks of plain text, of 30 tokens.
+      pairs: of inference, to train on. texts: chunks of plain text, of 14 tokens.
     """
     register(seed, per_class)
     put = {f"{NAME}/{name}": told.task for name, told in TASKS.items()}
-    return Suite(vocabulary(), put, _LENGTH, inference(seed, pairs), chunks(seed, texts, _LENGTH - 2))
+    return Suite(vocabulary(), put, _LENGTH, inference(seed, pairs), chunks(seed, texts, 14))
 
 
 register()

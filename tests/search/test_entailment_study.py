@@ -131,11 +131,11 @@ def test_slices_side_by_side_are_as_alone(done):
     data, given = entailment_study._data(made, suite()), suite()
     base = encoder_stages.train(MODEL, {}, given, None)[None]
     splits = data[True].splits
-    method = Entailment(10, per_task=True)
+    method = Entailment(10, fluency=0.05, per_task=True)
 
     def fit(slices, rates):
         slots = entailment_slices.slots_of(given, [split.task for split in slices])
-        return entailment_slices.fit(MODEL, arm(), method, base, slices, slots, np.array(rates, np.float32), 16)
+        return entailment_slices.fit(MODEL, given.vocabulary, arm(), method, base, slices, slots, np.float32(rates), 16)
 
     together = fit([splits[0], splits[1], splits[0], splits[3]], (0.01, 0.01, 0.1, 0.1))
     test = data[True].tests[splits[0].task]

@@ -23,18 +23,18 @@ def table(records: Sequence[Record], arms: Iterable[str]) -> str:
     """The printed table: arms by tasks, test accuracy as mean ± standard deviation over splits."""
     of = lambda **wanted: [r for r in records if all(r[key] == value for key, value in wanted.items())]
     tasks = list(dict.fromkeys(r["task"] for r in records))
-    lines = [
-        ["arm", "from", "trained/task", "% of encoder", *(t.split("/")[-1] for t in tasks), "mean", "train", "positive"]
-    ]
+    first, last = ["arm", "from", "trained/task", "in its head", "% of encoder"], ["mean", "train", "positive"]
+    lines = [[*first, *(task.split("/")[-1] for task in tasks), *last]]
     for arm in [arm for arm in arms if of(arm=arm)]:
         mine = of(arm=arm)
-        first = mine[0]
+        size = mine[0]
         lines.append(
             [
                 arm,
-                first["start"] or "-",
-                f"{first['trained']:,}",
-                f"{100 * first['share']:.3g}",
+                size["start"] or "-",
+                f"{size['trained']:,}",
+                f"{size['head']:,}",
+                f"{100 * size['share']:.3g}",
                 *(report.spread(over_splits(of(arm=arm, task=task))) for task in tasks),
                 report.spread(over_splits(mine)),
                 *(f"{np.mean(over_splits(mine, key)):.1f}" for key in ("train", "positive")),
@@ -42,7 +42,7 @@ def table(records: Sequence[Record], arms: Iterable[str]) -> str:
         )
     majority = [np.mean([100 * r["baseline"] for r in of(task=task)]) for task in tasks]
     lines.append(
-        ["majority", "-", "0", "0", *(f"{value:.1f}" for value in majority), f"{np.mean(majority):.1f}", "-", "-"]
+        ["majority", "-", "0", "0", "0", *(f"{value:.1f}" for value in majority), f"{np.mean(majority):.1f}", "-", "-"]
     )
     splits = len({r["seed"] for r in records})
     notes = (

@@ -11,8 +11,10 @@ import numpy as np
 import optax
 
 from zeroprompt_jax.data import entailment
+from zeroprompt_jax.data.encoder_vocabulary import EncoderVocabulary
 from zeroprompt_jax.data.entailment import Rows, RowStream
 from zeroprompt_jax.data.entailment_suite import Suite
+from zeroprompt_jax.data.masking import masked
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.evaluation.entailment import probabilities
 from zeroprompt_jax.methods.base import Setting
@@ -105,6 +107,7 @@ class Fitted:
 
 def fit(
     model: RobertaConfig,
+    vocabulary: EncoderVocabulary,
     arm: EntailmentArm,
     method: Entailment,
     base: Flat,
@@ -151,7 +154,9 @@ def fit(
     right, lost, steps = np.full(N, -1.0), np.full(N, np.inf), np.zeros(N, int)
     best = jax.device_get(state.params)
     for number in range(1, arm.steps + 1):
-        state, _ = step(state, frozen, columns(train.batch(number - 1)))
+        batch = train.batch(number - 1)
+        batch = masked(batch, vocabulary, seed, number) if method.fluency else batch
+        state, _ = step(state, frozen, columns(batch))
         if number % arm.eval_every and number < arm.steps:
             continue
         now_right, now_lost = _scores(dev, ask(state.params, asked), N)

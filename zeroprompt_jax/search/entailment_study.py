@@ -150,9 +150,9 @@ def _measure(
 
     def fitted(splits: Sequence[Split], rates: Sequence[float]) -> Fitted:
         slots = slots_of(suite, [split.task for split in splits])
-        return fit(
-            study.model, arm, method, base, splits, slots, np.array(rates, np.float32), study.batch_size, study.seed
-        )
+        peaks = np.array(rates, np.float32)
+        options = {"batch_size": study.batch_size, "seed": study.seed}
+        return fit(study.model, suite.vocabulary, arm, method, base, splits, slots, peaks, **options)
 
     if method.per_task:
         together = fitted([split for split in splits for _ in arm.rates], arm.rates * len(splits))
