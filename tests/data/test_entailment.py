@@ -9,7 +9,8 @@ import pytest
 from zeroprompt_jax.data import cards, entailment
 from zeroprompt_jax.data.byte_pairs import BytePairs, _letters
 from zeroprompt_jax.data.encoder_vocabulary import EncoderVocabulary, words_vocabulary
-from zeroprompt_jax.data.entailment import Reformulation, RowStream, Rows, join, nli_rows, predictions, rows
+from zeroprompt_jax.data.entailment import Rows, RowStream, join, nli_rows, predictions, rows
+from zeroprompt_jax.data.reformulation import GROUPS, Reformulation
 from zeroprompt_jax.errors import UserError
 
 WORDS = words_vocabulary("a b c d e it was is great bad fine . so very good".split())
@@ -49,12 +50,12 @@ def test_a_row_and_its_slots():
 
 
 @pytest.mark.parametrize("extra", [0, 2, 5, 20])
-@pytest.mark.parametrize("groups", [g for n in range(4) for g in itertools.combinations(entailment.GROUPS, n)])
+@pytest.mark.parametrize("groups", [g for n in range(4) for g in itertools.combinations(GROUPS, n)])
 def test_switches(extra, groups):
     task = dataclasses.replace(BINARY, extra=extra, slots=groups)
     made = rows(task, EXAMPLES, GOLD, WORDS, 40)
     own = {"template": ["it", "was"], "label": ["great"], "end": ["."]}
-    wanted = ["[MASK]"] * extra + [w for g in entailment.GROUPS if g in groups for w in own[g]]
+    wanted = ["[MASK]"] * extra + [w for g in GROUPS if g in groups for w in own[g]]
     assert len(task.words(WORDS)) == made.slot_positions.shape[1] == len(wanted)
     assert all(slots(made, r) == wanted for r in range(4))
     # What is no slot stays in its place as an ordinary token.

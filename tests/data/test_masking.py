@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from zeroprompt_jax.data.encoder_vocabulary import words_vocabulary
-from zeroprompt_jax.data.entailment import Reformulation, rows
+from zeroprompt_jax.data.entailment import rows
 from zeroprompt_jax.data.masking import MaskedStream, masked
+from zeroprompt_jax.data.reformulation import Reformulation
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.tasks import plain_text
 

@@ -8,6 +8,7 @@ import pytest
 
 from zeroprompt_jax.data import cards, entailment, few_shot
 from zeroprompt_jax.data.encoder_vocabulary import words_vocabulary
+from zeroprompt_jax.data.reformulation import as_text
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.tasks import entailment_sets, natural_instructions
 from zeroprompt_jax.tasks.entailment_sets import SETS
@@ -80,7 +81,7 @@ def test_as_text_to_text(directory):
     entailment_sets.register(directory(ROWS))
     for name in ("mnli", "sst2", "rte"):
         card, source = (f(f"entailment/{name}") for f in (cards.card, cards.source))
-        put = cards.register(*entailment.as_text(card, source, SETS[name].task))
+        put = cards.register(*as_text(card, source, SETS[name].task))
         examples, gold = entailment.classified("entailment/" + name, "train")
         texts, answers = entailment.classified(put.name, "train")
         made = entailment.rows(SETS[name].task, examples, gold, WORDS, 32)
