@@ -159,7 +159,7 @@ def test_an_encoder_is_loaded_with_the_heads_that_both_have(kind, tmp_path):
         checkpoint.load_encoder(str(tmp_path / "nowhere"), ours)
     named = config_of(kind, ("labels",))
     huggingface_roberta.write_roberta(tmp_path, params_of(named), named)
-    with pytest.raises(UserError, match="RobertaConfig.labels is .*'yes', 'no'.*, but the model .* 'contradiction'"):
+    with pytest.raises(UserError, match="RobertaConfig.labels is .*'yes', 'no'.*, but the model .*'contradiction'"):
         checkpoint.load_encoder(str(tmp_path), ours)
     assert any("classifier" in path for path in checkpoint.load_encoder(str(tmp_path), named))
 

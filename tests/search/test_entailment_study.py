@@ -69,7 +69,7 @@ def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     arms = {
         "slots": arm(),
-        "lora": arm(Entailment(0, beside=LoRA(2)), rates=(0.01,), start="text"),
+        "lora": arm(Entailment(0, beside=LoRA(2), fluency=0.05), rates=(0.01,), start="text"),
         "full": arm(Entailment(train_backbone=True), rates=(0.01,), steps=2, start=None),
     }
     made = study(folder, arms)
@@ -126,24 +126,27 @@ def test_test_labels_select_nothing(done, tmp_path, monkeypatch):
 
 
 def test_slices_side_by_side_are_as_alone(done):
-    """A task, split and rate of a bank of eight, and in a bank of its own."""
+    """One slice of eight, and the same beside other tasks, splits and rates."""
     _, made, _ = done
-    data, given = entailment_study._data(made, suite()), suite()
+    given, fitted = suite(), made.arms["slots"]
+    splits = entailment_study._data(made, given)[True].splits
     base = encoder_stages.train(MODEL, {}, given, None)[None]
-    splits = data[True].splits
-    method = Entailment(10, fluency=0.05, per_task=True)
 
     def fit(slices, rates):
         slots = entailment_slices.slots_of(given, [split.task for split in slices])
-        return entailment_slices.fit(MODEL, given.vocabulary, arm(), method, base, slices, slots, np.float32(rates), 16)
+        method = dataclasses.replace(EFFICIENT, slots=max(map(len, slots.words)), per_task=True)
+        options = {"batch_size": made.batch_size, "seed": made.seed}
+        return entailment_slices.fit(
+            MODEL, given.vocabulary, fitted, method, base, slices, slots, np.float32(rates), **options
+        )
 
-    together = fit([splits[0], splits[1], splits[0], splits[3]], (0.01, 0.01, 0.1, 0.1))
-    test = data[True].tests[splits[0].task]
+    together = fit([splits[n // 2] for n in range(8)], [0.01, 0.1] * 4)
+    test = next(iter(entailment_study._data(made, given)[True].tests.values()))
     answers = together.ask(test, 2)
-    assert np.abs(answers - together.ask(test, 0)).max() > 1e-3
-    swapped = fit([splits[3], splits[1], splits[0], splits[0]], (0.01, 0.01, 0.1, 0.3))
-    np.testing.assert_allclose(swapped.ask(test, 2), answers, atol=1e-5)
-    assert (swapped.right[2], swapped.steps[2]) == (together.right[2], together.steps[2])
+    assert np.abs(answers - together.ask(test, 3)).max() > 1e-3
+    beside = fit([splits[n] for n in (3, 2, 1, 2, 0, 0, 3, 1)], [0.3, 0.2, 0.01, 0.01, 0.1, 0.3, 0.01, 0.1])
+    np.testing.assert_allclose(beside.ask(test, 2), answers, atol=1e-5)
+    assert (beside.right[2], beside.steps[2]) == (together.right[2], together.steps[2])
 
 
 def test_what_cannot_be_meant_is_told(tmp_path):

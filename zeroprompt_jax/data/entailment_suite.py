@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from zeroprompt_jax.data.encoder_vocabulary import EncoderVocabulary
-from zeroprompt_jax.data.entailment import Reformulation
+from zeroprompt_jax.data.reformulation import Reformulation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -140,10 +140,9 @@ def fit(
     setting = Setting(model, tuple(map(str, range(N))), states.unflatten(base)["backbone"])
     began = dataclasses.replace(method, initialiser=Tokens(slots.words, slots.like)) if method.slots else method
     flat = base | jax.device_get(states.flatten({"method": began.init(jax.random.key(seed), setting)}))
-    tx, step = _step(model, method, arm.optimizer, arm.steps, seed)
+    begin, step = _step(model, method, arm.optimizer, arm.steps, seed)
     trained, frozen = states.split(flat, method.trainable)
-    state = states.create(jax.tree.map(jnp.array, trained), tx)
-    state = dataclasses.replace(state, opt_state=(state.opt_state[0], jnp.array(rates_N)))
+    state = begin(trained, rates_N)
     frozen = jax.device_put(frozen)
 
     def ask(params, batch):
@@ -188,11 +187,15 @@ def _scores(rows: Rows, entails_R: np.ndarray, N: int) -> tuple[np.ndarray, np.n
 
 @functools.lru_cache(maxsize=2)
 def _step(model: RobertaConfig, method: Entailment, optimizer: Optimizer, steps: int, seed: int):
-    """(optimizer, compiled step), kept for the next slices."""
+    """(compiled (parameters, rates [N]) -> state, compiled step), kept for the next slices."""
     tx = _at_rates(optimizer.build(steps, method.banked), method.banked)
-    rate = optimizer.schedule.build(steps)
-    made = make_train_step(model, method, tx, rate, Loss(z_loss=0.0), seed=seed)
-    return tx, jax.jit(made, donate_argnums=0)
+
+    def begin(params: Flat, rates_N: jax.Array) -> states.State:
+        state = states.create(params, tx)
+        return dataclasses.replace(state, opt_state=(state.opt_state[0], rates_N))
+
+    made = make_train_step(model, method, tx, optimizer.schedule.build(steps), Loss(z_loss=0.0), seed=seed)
+    return jax.jit(begin), jax.jit(made, donate_argnums=0)
 
 
 def _at_rates(

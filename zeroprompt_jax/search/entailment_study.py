@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from zeroprompt_jax.data import entailment, few_shot
-from zeroprompt_jax.data.entailment import Reformulation, Rows
+from zeroprompt_jax.data.entailment import Rows
 from zeroprompt_jax.data.entailment_suite import Suite
+from zeroprompt_jax.data.reformulation import Reformulation
 from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.models.roberta import RobertaConfig
 from zeroprompt_jax.search import encoder_stages, entailment_report, records
