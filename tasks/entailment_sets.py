@@ -10,6 +10,7 @@ et al. 2023 (arXiv 2301.13345), section 4.
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -17,7 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from zeroprompt_jax.data import cards
+from zeroprompt_jax.data.encoder_vocabulary import load_encoder_vocabulary
 from zeroprompt_jax.data.entailment import Reformulation
+from zeroprompt_jax.data.entailment_suite import Suite
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.tasks import json_lines
 
@@ -145,3 +148,26 @@ def yes_no(names: Iterable[str]) -> dict[str, Reformulation]:
                 words, first="{input}", second="the answer is {label} .", positive=words.index("yes")
             )
     return found
+
+
+def suite(
+    vocabulary: str,
+    directory: str | os.PathLike | None = None,
+    length: int = 128,
+    pairs: int | None = None,
+    more: Iterable[str] = (),
+) -> Suite:
+    """The directory's sets as the entailment study takes them; MNLI is what is trained on before.
+
+    Args:
+      vocabulary: of the encoder, as of `load_encoder_vocabulary`.
+      directory: as of `register`.
+      length: tokens of a row.
+      pairs: so many of MNLI's at most.
+      more: names of registered tasks, of which those answered by yes or no are added.
+    """
+    names = [name.removeprefix(f"{NAME}/") for name in register(directory)]
+    found = cards.source(f"{NAME}/mnli").examples("train") if "mnli" in names else ()
+    put = {f"{NAME}/{name}": SETS[name].task for name in names if name != "mnli"}
+    inference = tuple(itertools.islice(found, pairs))
+    return Suite(load_encoder_vocabulary(vocabulary), put | yes_no(more), length, inference)

@@ -19,6 +19,7 @@ import numpy as np
 from zeroprompt_jax.data import cards
 from zeroprompt_jax.data.encoder_vocabulary import EncoderVocabulary, words_vocabulary
 from zeroprompt_jax.data.entailment import Reformulation
+from zeroprompt_jax.data.entailment_suite import Suite
 from zeroprompt_jax.errors import UserError
 
 NAME = "procedural_entailment"
@@ -27,6 +28,7 @@ NAMES = ("warm", "cold", "calm", "loud", "rich", "poor")  # opposites side by si
 WORDS = 12
 _HYPOTHESES = ("it was {} .", "this is {} .", "they were {} .")
 _FILLERS = 4  # a word of number j is preceded by the filler j modulo 4: that is what plain text tells
+_LENGTH = 32  # of a row: two texts of up to 12 tokens, 5 extra tokens, 3 marks
 _PAIR = {"first": "{premise}", "second": "{hypothesis}"}
 
 
@@ -141,6 +143,18 @@ def register(seed: int = 0, per_class: int = 100) -> tuple[str, ...]:
         names.append(cards.register(card, source, replace=True).name)
     cards.register_mixture(NAME, names)
     return tuple(names)
+
+
+def suite(seed: int = 0, per_class: int = 100, pairs: int = 6000, texts: int = 2000) -> Suite:
+    """The world as the entailment study takes it.
+
+    Args:
+      seed, per_class: as of `register`.
+      pairs: of inference, to train on. texts: chunks of plain text, of 14 tokens.
+    """
+    register(seed, per_class)
+    put = {f"{NAME}/{name}": told.task for name, told in TASKS.items()}
+    return Suite(vocabulary(), put, _LENGTH, inference(seed, pairs), chunks(seed, texts, 14))
 
 
 register()

@@ -15,6 +15,8 @@ from zeroprompt_jax.interop import huggingface, huggingface_roberta
 from zeroprompt_jax.interop.huggingface_roberta import config_from_huggingface
 from zeroprompt_jax.models import roberta
 from zeroprompt_jax.models.backbone import unstack_layers
+from zeroprompt_jax.training import checkpoint
+from zeroprompt_jax.training.state import flatten
 
 SIZES = dict(
     vocab_size=40,
@@ -133,6 +135,33 @@ def test_round_trip_is_bit_equal(kind, heads, tmp_path):
     written = (tmp_path / "model.safetensors").read_bytes(), (tmp_path / "config.json").read_bytes()
     huggingface_roberta.write_roberta(tmp_path, huggingface_roberta.read_roberta(tmp_path, found), found)
     assert written == ((tmp_path / "model.safetensors").read_bytes(), (tmp_path / "config.json").read_bytes())
+
+
+@BOTH
+def test_an_encoder_is_loaded_with_the_heads_that_both_have(kind, tmp_path):
+    theirs = config_of(kind, ("mlm", "pooled"))
+    params = params_of(theirs)
+    huggingface_roberta.write_roberta(tmp_path, params, theirs)
+    ours = dataclasses.replace(theirs, mlm_head=False, labels=("yes", "no"), scan_layers=False)
+    found = checkpoint.load_encoder(str(tmp_path), ours)
+    assert not any("mlm_head" in path or "classifier" in path for path in found)
+    kept = {name: leaf for name, leaf in params.items() if name != "mlm_head"}
+    wanted = flatten({"backbone": unstack_layers(kept)})
+    assert found.keys() == wanted.keys() and all(np.array_equal(found[path], wanted[path]) for path in wanted)
+    for changes, match in (
+        ({"num_heads": 2}, "RobertaConfig.num_heads is 2, but the model in '.*' has 3"),
+        ({"position_offset": 7}, "RobertaConfig.position_offset is 7"),
+        ({"mlp_dim": 24}, "does not fit this model: differently shaped"),
+    ):
+        with pytest.raises(UserError, match=match):
+            checkpoint.load_encoder(str(tmp_path), dataclasses.replace(ours, **changes))
+    with pytest.raises(UserError, match="no directory in Hugging Face layout"):
+        checkpoint.load_encoder(str(tmp_path / "nowhere"), ours)
+    named = config_of(kind, ("labels",))
+    huggingface_roberta.write_roberta(tmp_path, params_of(named), named)
+    with pytest.raises(UserError, match="RobertaConfig.labels is .*'yes', 'no'.*, but the model .*'contradiction'"):
+        checkpoint.load_encoder(str(tmp_path), ours)
+    assert any("classifier" in path for path in checkpoint.load_encoder(str(tmp_path), named))
 
 
 def test_published_files_are_read_as_they_are():

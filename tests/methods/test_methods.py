@@ -13,7 +13,8 @@ from zeroprompt_jax.methods import initialisers
 from zeroprompt_jax.methods.adapter import Adapter
 from zeroprompt_jax.methods.base import Method, Setting
 from zeroprompt_jax.methods.bias import Bias
-from zeroprompt_jax.methods.full import Full
+from zeroprompt_jax.methods.entailment import Entailment
+from zeroprompt_jax.methods.full import Classification, Full, MaskedLM
 from zeroprompt_jax.methods.hint import Hint
 from zeroprompt_jax.methods.hypter import Hypter
 from zeroprompt_jax.methods.ia3 import IA3
@@ -133,7 +134,8 @@ def test_incremental_decoding_gives_the_teacher_forced_logits(name):
 
 def test_every_method_and_initialiser_can_be_configured():
     listed = {configs._resolve(name) for name in configs.CONFIGURABLES if name.startswith(("methods.", "initialisers."))}
-    assert listed == {Full, Hint, Hypter, SoftPrompt, *map(type, METHODS.values()), *initialisers.Initialiser.__subclasses__()}
+    trained = {Full, Classification, MaskedLM, Entailment, Hint, Hypter, SoftPrompt, *map(type, METHODS.values())}
+    assert listed == {*trained, *initialisers.Initialiser.__subclasses__()}
 
 
 def test_a_methods_file_given_after_an_experiments_decides(tmp_path):

@@ -16,6 +16,7 @@ VERBS = {
     "eval": "score a checkpoint on registered tasks",
     "infer": "read JSONL or TSV and write predictions and scores as JSONL, in order",
     "adapt": "compare methods on few-shot targets, with their source stages, over seeds",
+    "entail": "compare ways to train tasks put as entailment from few labels, with the stages before, over splits",
     "compare": "compare experiments on the same tests over seeds, with the stages that they start from",
     "scale": "train sizes of model on more and more tasks at fixed compute, over seeds, and test on unseen ones",
     "search": "search better wordings of tasks by a genetic algorithm, with or without labels",

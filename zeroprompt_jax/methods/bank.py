@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zeroprompt_jax.errors import UserError
-from zeroprompt_jax.methods.base import Method, Setting
+from zeroprompt_jax.methods.base import Batch, Method, Setting
 from zeroprompt_jax.models.conditioning import Conditioning
 
 Array = jax.Array
@@ -60,13 +60,18 @@ class Bank(Method, abc.ABC):
     def build(self, groups: Params) -> Conditioning:
         """Conditioning from the parameters, of whose banks there is one slice per group of rows, [G, …]."""
 
-    def condition(self, params, batch, backbone):
+    def groups(self, params: Params, batch: Batch) -> Params:
+        """The parameters, or some of them, with the slices of the rows' tasks in place of the banks: [B, …]; banks as they
+        are, [1, …], where all tasks share one slice."""
         if not self.per_task:
-            return self.build(params)
+            return params
         flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
         banks = {path: leaf for path, leaf in flat.items() if self.banked(f"method/{path}")}
         taken = {
             path: nn.with_logical_constraint(leaf, ("batch", *self.logical_axes(path)[1:]))
             for path, leaf in take(banks, batch["task_ids"]).items()
         }
-        return self.build(flax.traverse_util.unflatten_dict(flat | taken, sep="/"))
+        return flax.traverse_util.unflatten_dict(flat | taken, sep="/")
+
+    def condition(self, params, batch, backbone):
+        return self.build(self.groups(params, batch))

@@ -18,6 +18,12 @@ Batch = Mapping[str, Array]
 Config = T5Config | RobertaConfig
 Backbone = t5.Backbone | roberta.Backbone
 Output = t5.Output | roberta.Output
+_FAMILIES = {T5Config: t5, RobertaConfig: roberta}
+
+
+def bind(config: Config, params: Mapping[str, Any], rngs: Mapping[str, Array] | None = None) -> Backbone:
+    """The backbone of a config with its parameters bound. rngs: {'dropout': key} switches dropout on."""
+    return _FAMILIES[type(config)].Backbone(config, params, rngs)
 
 
 class Run(NamedTuple):
@@ -73,6 +79,9 @@ class Method:
     per_task = False  # whether rows read their own task's slice, by `task_ids`; otherwise banks have one slice for all
     reads_instructions = False  # whether `condition` reads `instruction_tokens`, and nothing else of a batch
     reads_hidden = False  # whether `losses` reads hidden states
+    # The batch's columns of what is to be predicted, [B] or [B, S], and of how much each target counts.
+    targets_in = "decoder_target_tokens"
+    weights_in = "decoder_loss_weights"
 
     def init(self, rng: Array, setting: Setting) -> dict[str, Any]:
         """The method's own parameters, float32."""
@@ -114,10 +123,23 @@ class Method:
         del params, batch, backbone
         return Conditioning()
 
+    def forward(self, params: Mapping[str, Any], batch: Batch, backbone: Backbone) -> tuple[Array, Output]:
+        """Logits of the batch's targets, their shape and classes behind it, and all that the conditioned backbone puts out:
+        here a text-to-text model's, of every target token."""
+        outputs = backbone(
+            batch["encoder_input_tokens"],
+            batch["decoder_input_tokens"],
+            self.condition(params, batch, backbone),
+            batch.get("encoder_segment_ids"),
+            batch.get("decoder_segment_ids"),
+            hidden=self.reads_hidden,
+        )
+        return outputs.logits, outputs
+
     def losses(self, params: Mapping[str, Any], batch: Batch, outputs: Output, backbone: Backbone) -> dict[str, Array]:
-        """Further losses by name, each already weighted; added to the cross-entropy. The batch's `decoder_loss_weights`
-        sum to 1 over its micro-batches (where only banks train, to 1 for every task), so a sum over tokens times these
-        is normalised as the cross-entropy is."""
+        """Further losses by name, each already weighted; added to the cross-entropy. The batch's target weights sum
+        to 1 over its micro-batches (where only banks train, to 1 for every task), so a sum over targets times these is
+        normalised as the cross-entropy is."""
         del params, batch, outputs, backbone
         return {}
 

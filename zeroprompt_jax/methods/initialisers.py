@@ -124,6 +124,47 @@ class Text(Initialiser):
 
 
 @dataclasses.dataclass(frozen=True)
+class Tokens(Initialiser):
+    """Embeddings of given tokens, as of the template words that entailment's slots stand for.
+
+    words: every task's token ids, in the order of its vectors, or one task's for all; None is a token that no word stands
+    for, whose values are drawn uniformly from the range of `like`. A task with fewer than P has zeros behind them.
+    like: every task's token, or one for all, whose largest absolute value bounds what is drawn: its label word (Kim et al.
+    2023's code); needed where some word is None.
+    """
+
+    words: tuple[tuple[int | None, ...], ...]
+    like: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "words", tuple(tuple(own) for own in self.words))
+        object.__setattr__(self, "like", tuple(self.like))
+        if not self.like and any(word is None for own in self.words for word in own):
+            raise UserError("Tokens.words has tokens without a word; give Tokens.like, the token that bounds their values.")
+
+    def make(self, rng, setting, shape):
+        N, P, _ = shape
+        for name, given in (("words", self.words), ("like", self.like or self.words)):
+            if len(given) not in (1, N):
+                raise UserError(f"Tokens.{name} is of {len(given)} tasks, and there are {N}.")
+        if (longest := max(map(len, self.words))) > P:
+            raise UserError(f"Tokens.words has {longest} tokens of a task, more than its {P} vectors.")
+        known = {*itertools.chain(*self.words), *self.like} - {None}
+        if wrong := [word for word in known if not 0 <= word < setting.config.vocab_size]:
+            raise UserError(f"Tokens has token id {wrong[0]}, and the backbone has {setting.config.vocab_size} embeddings.")
+        ids_NP = np.full((len(self.words), P), -1)  # no vector of the task
+        drawn_NP = np.zeros((len(self.words), P), bool)
+        for n, own in enumerate(self.words):
+            ids_NP[n, : len(own)] = [0 if word is None else word for word in own]
+            drawn_NP[n, : len(own)] = [word is None for word in own]
+        out = jnp.where((ids_NP >= 0)[..., None], setting.embedding[ids_NP], 0.0)
+        if drawn_NP.any():
+            bound = jnp.abs(setting.embedding[np.array(self.like)]).max(-1)[:, None, None]
+            out = jnp.where(drawn_NP[..., None], bound * jax.random.uniform(rng, shape, jnp.float32, -1.0, 1.0), out)
+        return jnp.broadcast_to(out, shape).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
 class File(Initialiser):
     """A prompt [P, D] from a .npy file, as the public prompt-tuning repository (google-research/prompt-tuning) writes
     them; every task starts from it."""

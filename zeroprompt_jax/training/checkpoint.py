@@ -6,6 +6,7 @@ A save is a directory written under a temporary name and renamed when complete, 
 checkpoint before.
 """
 
+import dataclasses
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,10 +20,12 @@ from etils import epath
 
 from zeroprompt_jax import pretrained
 from zeroprompt_jax.errors import UserError, nearest
-from zeroprompt_jax.interop import huggingface, leaves, t5x, zarr
+from zeroprompt_jax.interop import huggingface, huggingface_roberta, leaves, t5x, zarr
 from zeroprompt_jax.interop.leaves import Leaf
+from zeroprompt_jax.models import roberta
+from zeroprompt_jax.models.roberta import RobertaConfig
 from zeroprompt_jax.models.t5 import T5Config
-from zeroprompt_jax.training.state import Flat, State
+from zeroprompt_jax.training.state import Flat, State, flatten
 
 # Orbax reports every directory it touches at INFO and WARNING; a user reads our progress bar instead.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -210,6 +213,28 @@ def pretrained_config(path: str) -> T5Config | None:
     says it by its shapes, which are compared when it is loaded."""
     folder = _pretrained_directory(path)
     return huggingface.read_config(folder) if folder else None
+
+
+def load_encoder(path: str, config: RobertaConfig) -> dict[str, np.ndarray]:
+    """The parameters, by path, of a BERT or RoBERTa in a directory in Hugging Face layout, on the host: its encoder, and of
+    its heads those that `config` has too.
+
+    Raises UserError for no such directory, and for a model that computes otherwise than the config says.
+    """
+    folder = _pretrained_directory(path)
+    if folder is None:
+        raise UserError(f"'{path}' is no directory in Hugging Face layout, so no encoder can be read from it.")
+    theirs = huggingface_roberta.read_config(folder)
+    names = ("num_heads", "mlp_activations", "norm_epsilon", "position_offset", "pad_id")
+    for name in (*names, *["labels"] * bool(config.labels and theirs.labels)):
+        if (ours := getattr(config, name)) != (given := getattr(theirs, name)):
+            raise UserError(f"RobertaConfig.{name} is {ours!r}, but the model in '{path}' has {given!r}.")
+    params = huggingface_roberta.read_roberta(folder, dataclasses.replace(theirs, scan_layers=config.scan_layers))
+    found = flatten({"backbone": params})
+    wanted = jax.eval_shape(lambda: flatten({"backbone": roberta.init(config, jax.random.key(0))}))
+    kept = lambda k: "_head/" not in k or (k in found and k in wanted)
+    compare({k: leaf.shape for k, leaf in found.items() if kept(k)}, {k: v for k, v in wanted.items() if kept(k)}, path)
+    return {k: leaf for k, leaf in found.items() if kept(k)}
 
 
 def pretrained_leaves(path: str) -> dict[str, Leaf] | None:

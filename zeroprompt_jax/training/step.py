@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from zeroprompt_jax.errors import UserError
-from zeroprompt_jax.methods.base import Method
+from zeroprompt_jax.methods.base import Config, Method, bind
 from zeroprompt_jax.models.objectives import cross_entropy
-from zeroprompt_jax.models.t5 import Backbone, T5Config
 from zeroprompt_jax.training.state import Flat, State, unflatten
 
 _DRAW = 2**31  # no micro-batch has this number
@@ -21,7 +20,8 @@ Metrics = dict[str, Array]
 @dataclasses.dataclass(frozen=True)
 class Loss:
     """Cross-entropy per target token: the sum over the global batch, micro-batches included, divided by the number of
-    target tokens (the sum of `decoder_loss_weights`). A method's further losses are added.
+    target tokens (the sum of their weights). A method's further losses are added. Where a method tells classes apart, a
+    row's label is its one target token.
 
     Where only banks train, each task's tokens are divided by that task's number of tokens, so that a task trains in a
     mixed batch as it would alone; what is logged is then the mean over the batch's tasks."""
@@ -30,30 +30,16 @@ class Loss:
     label_smoothing: float = 0.0
 
 
-def forward(variables, batch: Mapping[str, Array], method: Method, config: T5Config, loss: Loss, rng: Array | None):
+def forward(variables, batch: Mapping[str, Array], method: Method, config: Config, loss: Loss, rng: Array | None):
     """Runs the conditioned model on a batch. Returns (TokenLoss sums, further losses by name)."""
-    backbone = Backbone(config, variables["backbone"], None if rng is None else {"dropout": rng})
-    conditioning = method.condition(variables["method"], batch, backbone)
-    outputs = backbone(
-        batch["encoder_input_tokens"],
-        batch["decoder_input_tokens"],
-        conditioning,
-        batch.get("encoder_segment_ids"),
-        batch.get("decoder_segment_ids"),
-        hidden=method.reads_hidden,
-    )
-    sums = cross_entropy(
-        outputs.logits,
-        batch["decoder_target_tokens"],
-        batch["decoder_loss_weights"],
-        loss.z_loss,
-        loss.label_smoothing,
-    )
+    backbone = bind(config, variables["backbone"], None if rng is None else {"dropout": rng})
+    logits, outputs = method.forward(variables["method"], batch, backbone)
+    sums = cross_entropy(logits, batch[method.targets_in], batch[method.weights_in], loss.z_loss, loss.label_smoothing)
     return sums, method.losses(variables["method"], batch, outputs, backbone)
 
 
 def make_train_step(
-    config: T5Config,
+    config: Config,
     method: Method,
     tx: optax.GradientTransformation,
     rate: Callable[[Array], Array],
@@ -75,16 +61,17 @@ def make_train_step(
     def train_step(state: State, frozen: Flat, batch) -> tuple[State, Metrics]:
         drawn = jax.random.fold_in(jax.random.key(seed), state.step)
         rng = drawn if config.dropout_rate > 0 else None
+        _check_columns(method, batch)
         batch = method.draw(batch, jax.random.fold_in(drawn, _DRAW))
-        weights_BS = batch["decoder_loss_weights"]
-        tokens = jnp.sum(weights_BS)
+        weights = batch[method.weights_in]
+        tokens = jnp.sum(weights)
         scale_B, present = _shares(method, state.params, batch)
-        batch = {**batch, "decoder_loss_weights": weights_BS * scale_B[:, None]}
+        batch = {**batch, method.weights_in: weights * scale_B.reshape(-1, *[1] * (weights.ndim - 1))}
         grad_fn = jax.grad(loss_sum, has_aux=True)
         if accumulate == 1:
             grads, (sums, extra) = grad_fn(state.params, frozen, batch, rng)
         else:
-            rows = batch["decoder_target_tokens"].shape[0]
+            rows = len(weights)
             if rows % accumulate:
                 raise UserError(f"A batch of {rows} rows does not divide into {accumulate} micro-batches.")
 
@@ -126,10 +113,18 @@ def make_train_step(
     return train_step
 
 
+def _check_columns(method: Method, batch: Mapping[str, Array]) -> None:
+    """Raises UserError where a batch lacks what the method is trained on, as an encoder's lacks a decoder's tokens."""
+    for name in (method.targets_in, method.weights_in):
+        if name not in batch:
+            raise UserError(f"The method {type(method).__name__} trains on '{name}'; the batch has {', '.join(sorted(batch))}.")
+
+
 def _shares(method: Method, params: Flat, batch: Mapping[str, Array]) -> tuple[Array, Array | None]:
     """What each row's token weights are multiplied by, [B], and which slices of the banks are in the batch, [N] bool
     (None where there is no bank)."""
-    tokens_B = jnp.sum(batch["decoder_loss_weights"], axis=-1)
+    weights = batch[method.weights_in]
+    tokens_B = jnp.sum(weights.reshape(weights.shape[0], -1), axis=-1)
     banks = [path for path in params if method.banked(path)]
     everything = jnp.full_like(tokens_B, 1.0 / jnp.maximum(tokens_B.sum(), 1.0))
     if not banks:

@@ -1,0 +1,91 @@
+"""The entailment study's table, and the curve of accuracy against trained parameters."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zeroprompt_jax.evaluation import report
+
+Record = Mapping[str, Any]
+
+
+def over_splits(records: Iterable[Record], key: str = "score") -> list[float]:
+    """A value's mean over tasks, one for each split, in points of 100."""
+    found: dict[int, list[float]] = {}
+    for record in records:
+        found.setdefault(record["seed"], []).append(100 * record[key])
+    return [float(np.mean(values)) for _, values in sorted(found.items())]
+
+
+def table(records: Sequence[Record], arms: Iterable[str]) -> str:
+    """The printed table: arms by tasks, test accuracy as mean ± standard deviation over splits."""
+    of = lambda **wanted: [r for r in records if all(r[key] == value for key, value in wanted.items())]
+    tasks = list(dict.fromkeys(r["task"] for r in records))
+    first, last = ["arm", "from", "trained/task", "in its head", "% of encoder"], ["mean", "train", "positive"]
+    lines = [[*first, *(task.split("/")[-1] for task in tasks), *last]]
+    for arm in [arm for arm in arms if of(arm=arm)]:
+        mine = of(arm=arm)
+        size = mine[0]
+        lines.append(
+            [
+                arm,
+                size["start"] or "-",
+                f"{size['trained']:,}",
+                f"{size['head']:,}",
+                f"{100 * size['share']:.3g}",
+                *(report.spread(over_splits(of(arm=arm, task=task))) for task in tasks),
+                report.spread(over_splits(mine)),
+                *(f"{np.mean(over_splits(mine, key)):.1f}" for key in ("train", "positive")),
+            ]
+        )
+    majority = [np.mean([100 * r["baseline"] for r in of(task=task)]) for task in tasks]
+    lines.append(
+        ["majority", "-", "0", "0", "0", *(f"{value:.1f}" for value in majority), f"{np.mean(majority):.1f}", "-", "-"]
+    )
+    splits = len({r["seed"] for r in records})
+    notes = (
+        f"Test accuracy, points of 100; ± is the standard deviation over {splits} splits. Dev examples chose rates and steps.",
+        "train: accuracy on the examples trained on. positive: test examples told to be of the positive class, in %.",
+    )
+    return "\n".join([*report.align(lines), "", *notes]) + "\n"
+
+
+def picture(path: Path, records: Sequence[Record], arms: Iterable[str], title: str) -> None:
+    """Accuracy against the share of the encoder's parameters that trains, a point per arm, bars being the standard deviation
+    over splits, a colour for each encoder that arms start from."""
+    from matplotlib import colormaps
+
+    figure, axis = report.chart(title)
+    starts = list(dict.fromkeys(r["start"] for r in records))
+    for arm in arms:
+        mine = [r for r in records if r["arm"] == arm]
+        if not mine:
+            continue
+        values = over_splits(mine)
+        place, height = 100 * mine[0]["share"], float(np.mean(values))
+        error = np.std(values, ddof=1) if len(values) > 1 else 0
+        color = colormaps["tab10"](starts.index(mine[0]["start"]) % 10)
+        axis.errorbar([place], [height], [error], color=color, marker="o", markersize=5, capsize=2, elinewidth=0.9)
+        axis.annotate(arm, (place, height), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    for i, start in enumerate(starts):
+        axis.plot(
+            [], [], color=colormaps["tab10"](i % 10), marker="o", linestyle="", label=f"from {start or 'the beginning'}"
+        )
+    majority = np.mean([100 * r["baseline"] for r in records])
+    axis.axhline(majority, color="#222222", linestyle=":", label="majority class")
+    axis.legend(loc="lower right", frameon=False)
+    axis.set_xscale("log")
+    axis.set_xlabel("trained parameters of a task, % of the encoder's")
+    axis.set_ylabel("mean test accuracy, points of 100")
+    axis.set_ylim(0, 100)
+    report.save(figure, path)
+
+
+def write(root: Path, records: Sequence[Record], arms: Iterable[str], title: str) -> str:
+    """Writes table.txt and results.png; returns the table."""
+    text = table(records, arms)
+    report.save_text(root / "table.txt", text)
+    picture(root / "results.png", records, list(arms), title or root.name)
+    return text
