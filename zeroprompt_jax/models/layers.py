@@ -123,6 +123,9 @@ class RelativePositionBias(nn.Module):
         buckets = relative_buckets(distance, self.bidirectional, self.num_buckets, self.max_distance)
         # A product with one-hot columns copies entries, at full precision, in the order that attention reads them; from a
         # gather TPUs would turn them round, and scatter their gradient.
+        # Where rows have positions of their own that would be a large array.
+        if buckets.shape[0] > 1:
+            return jnp.moveaxis(jnp.take(table_HN, buckets, axis=1), 0, 1)
         chosen = jax.nn.one_hot(buckets, self.num_buckets, dtype=jnp.float32)
         return jnp.einsum("hn,bqkn->bhqk", table_HN, chosen, precision="highest")
 
@@ -160,36 +163,38 @@ def weigh(scores: tuple[Array, ...], values: tuple[Array, ...], kept: tuple[Arra
     scores: [B, H, T, P] float32 of each source; values: [G, P, H, K]; kept: [B, H, 1, P], what weights are multiplied by
     once they are normalised, and without a gradient. -> [B, T, H, K].
 
-    The softmax is divided by its sum behind the product with the values, which are fewer numbers than weights, and its
-    backward pass subtracts the product of the output and its gradient in place of a sum over keys (as Dao et al. 2022,
-    "FlashAttention", section 3.1 and appendix B). So nothing is kept of a score but one number in the values' dtype.
+    The softmax is divided by its sum behind the product with the values, which are fewer numbers than weights, and in
+    bfloat16 its backward pass subtracts the product of the output and its gradient in place of a sum over keys (as Dao et
+    al. 2022, "FlashAttention", section 3.1 and appendix B). So all that is kept of a score is one number in the values'
+    dtype.
     """
     return _weigh(scores, values, kept)[0]
 
 
 def _weigh(scores, values, kept):
     top = functools.reduce(jnp.maximum, [s.max(axis=-1, keepdims=True) for s in scores])
-    powers = [jnp.exp(s - top) for s in scores]
-    inverse_BHT = 1 / sum(e.sum(axis=-1) for e in powers)
-    powers = tuple(e.astype(v.dtype) for e, v in zip(powers, values))
-    out = 0
-    for e, v, mask in zip(powers, values, kept):
-        out = out + _by_group("grhqp,gphk->grqhk", e * mask, v, len(v), jnp.float32)
-    out = (out * _by_query(inverse_BHT)).astype(values[0].dtype)
-    return out, (powers, inverse_BHT, values, kept, out)
+    powers = tuple(jnp.exp(s - top).astype(v.dtype) for s, v in zip(scores, values))
+    inverse_BHT = 1 / sum(e.astype(jnp.float32).sum(axis=-1) for e in powers)
+    parts = (_by_group("grhqp,gphk->grqhk", e * mask, v, len(v), jnp.float32) for e, v, mask in zip(powers, values, kept))
+    out = sum(parts) * _by_query(inverse_BHT)
+    return out.astype(values[0].dtype), (powers, inverse_BHT, values, kept, out)
 
 
 def _weigh_backward(saved, grad_BTHK):
     powers, inverse_BHT, values, kept, out = saved
     dtype = values[0].dtype
-    scaled = grad_BTHK.astype(jnp.float32) * _by_query(inverse_BHT)
-    shift_BHT = jnp.moveaxis((scaled * out.astype(jnp.float32)).sum(axis=-1), 1, 2)[..., None]
-    scaled = scaled.astype(dtype)
-    to_scores, to_values = [], []
-    for e, v, mask in zip(powers, values, kept):
-        to_values.append(_by_group("grhqp,grqhk->gphk", e * mask, scaled, len(v), dtype))
-        d = _by_group("grqhk,gphk->grhqp", scaled, v, len(v), jnp.float32)
-        to_scores.append((e * (d * mask - shift_BHT)).astype(dtype).astype(jnp.float32))
+    scaled_f32 = grad_BTHK.astype(jnp.float32) * _by_query(inverse_BHT)
+    scaled = scaled_f32.astype(dtype)
+    to_weights = [
+        _by_group("grqhk,gphk->grhqp", scaled, v, len(v), jnp.float32) * mask for v, mask in zip(values, kept)
+    ]
+    if dtype == jnp.float32:
+        # Summed from the very numbers that it is subtracted from, it leaves nothing where a query looks at one key alone.
+        shift = inverse_BHT * sum((e * d).sum(axis=-1) for e, d in zip(powers, to_weights))
+    else:
+        shift = jnp.moveaxis((scaled_f32 * out).sum(axis=-1), 1, 2)
+    to_scores = ((e * (d - shift[..., None])).astype(dtype).astype(jnp.float32) for e, d in zip(powers, to_weights))
+    to_values = (_by_group("grhqp,grqhk->gphk", e * mask, scaled, len(v), dtype) for e, v, mask in zip(powers, values, kept))
     return tuple(to_scores), tuple(to_values), tuple(jnp.zeros_like(mask) for mask in kept)
 
 
