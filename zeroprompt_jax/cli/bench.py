@@ -88,7 +88,8 @@ def _serving(args: argparse.Namespace):
     for record in benchmark.serving(model, method, batch, args.inputs, args.targets, args.steps):
         records.append(record)
         yield record
-    title = f"One more batch of a known task: {batch} rows, {args.inputs} input and {args.targets} target tokens"
+    rows = "1 row" if batch == 1 else f"{batch} rows"
+    title = f"One more batch of a known task: {rows}, {args.inputs} input and {args.targets} target tokens"
     benchmark.picture(args.output or "serving.png", records, title)
 
 
