@@ -1,8 +1,9 @@
 """Classification sets read from a directory, each with the way in which it is put as entailment, and MNLI to train on before.
 
-The directory, an argument or ZEROPROMPT_DATASETS, holds NAME/train.jsonl and NAME/validation.jsonl; the validation split is
-what is tested on. A row's label may be a class's number, as in GLUE and SuperGLUE, or its name. `yes_no` finds more such
-tasks among registered ones, those of Natural Instructions for instance.
+The directory, an argument or ZEROPROMPT_DATASETS, holds NAME/train.jsonl and NAME/validation.jsonl. What is tested on is the
+validation split, whether or not there is a test.jsonl: GLUE and SuperGLUE keep that one's labels to themselves. A row's label
+may be a class's number, as there, or its name. `yes_no` finds more such tasks among registered ones, those of Natural
+Instructions for instance.
 
 Sources: Wang et al. 2019, GLUE (arXiv 1804.07461) and SuperGLUE (arXiv 1905.00537); the description of SST-2 is that of Kim
 et al. 2023 (arXiv 2301.13345), section 4.
@@ -107,6 +108,7 @@ def register(directory: str | os.PathLike | None = None) -> tuple[str, ...]:
         if not (root / name).is_dir():
             continue
         files = json_lines.splits(root / name)
+        files |= {"test": files.pop("validation")} if "validation" in files else {}
         card = cards.TaskCard(
             name=f"{NAME}/{name}",
             type=told.type,
@@ -131,6 +133,9 @@ def register(directory: str | os.PathLike | None = None) -> tuple[str, ...]:
 
 
 def _examples(told: Set, files: Mapping[str, pathlib.Path], split: str) -> Iterator[dict[str, str]]:
+    if split not in files:
+        here = ", ".join(str(file) for file in files.values())
+        raise UserError(f"Entailment sets: there is no {split} split beside {here}.")
     for place, row in json_lines.rows(files[split]):
         example = told.row(place, row)
         if example is not None:

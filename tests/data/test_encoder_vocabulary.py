@@ -84,6 +84,13 @@ def test_a_marks_name_in_a_text_is_no_mark(minilm):
         )
 
 
+def test_only_newlines_end_a_piece(tmp_path):
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "\u2028", "a\x85", "\x1c", "b"]
+    (tmp_path / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
+    v = load_encoder_vocabulary(str(tmp_path))
+    assert v.pieces() == pieces and v.encode("b") == [8]
+
+
 def test_what_cannot_be_read_is_refused(tmp_path):
     def write(name, record):
         (tmp_path / name).write_text(record if isinstance(record, str) else json.dumps(record))

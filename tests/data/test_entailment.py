@@ -269,11 +269,27 @@ def test_a_card_s_examples_have_classes():
         ({"labels": ("a", "b", "c"), "symmetric": True}, "two classes, not of 3"),
         ({"negatives": 1}, "negatives 1; an example has 0"),
         ({"first": "{sentence} {label}"}, "only the second segment"),
+        ({"first": "{label.x}"}, "names 'label.x'; it names whole fields"),
+        ({"second": "{a[b]} {label}"}, "it names whole fields"),
     ],
 )
 def test_what_a_task_cannot_be(change, told):
     with pytest.raises(UserError, match=told):
         dataclasses.replace(BINARY, **change)
+
+
+@pytest.mark.parametrize(
+    "labels, told",
+    [
+        (("dire", "great", "good"), "the label 'dire' is not in the vocabulary 'words'"),
+        (("Great", "great", "good"), "the labels 'Great' and 'great' are the same tokens"),
+        (("", "great", "good"), "the label '' is not"),
+    ],
+)
+def test_classes_that_cannot_be_told_apart_are_refused(labels, told):
+    with pytest.raises(UserError, match=told):
+        rows(Reformulation(labels), EXAMPLES, GOLD, WORDS, 24)
+    rows(Reformulation(labels[:2]), EXAMPLES, GOLD, WORDS, 24)  # which is not described
 
 
 def test_bad_examples_are_told():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from zeroprompt_jax.data.encoder_vocabulary import words_vocabulary
-from zeroprompt_jax.data.entailment import rows
+from zeroprompt_jax.data.entailment import RowStream, join, rows
 from zeroprompt_jax.data.masking import MaskedStream, masked
 from zeroprompt_jax.data.reformulation import Reformulation
 from zeroprompt_jax.errors import UserError
@@ -52,6 +52,18 @@ def test_slots_padding_and_fillers_are_never_hidden():
     assert not seen[2].any()
     with pytest.raises(UserError, match="the rate 1 must be between 0 and 1"):
         masked(batch, WORDS, 0, 0, rate=1)
+
+
+def test_what_is_hidden_of_a_task_does_not_depend_on_the_others():
+    task = Reformulation(("bad", "great"), slots=())
+    told = [{"sentence": " ".join(f"w{7 * i + j}" for j in range(12))} for i in range(5)]
+    parts = [rows(task, told[::step], [0] * len(told[::step]), WORDS, 32, task_id=n) for n, step in ((2, 1), (1, -1))]
+    mixed, alone = (masked(RowStream(made, 4).batch(3), WORDS, 1, 3, rate=0.4) for made in (join(parts), parts[0]))
+    mine = mixed["task_ids"] == 2
+    assert mine.tolist() == [False] * 4 + [True] * 4 and alone["mlm_weights"].any(1).all()
+    for name in ("encoder_input_tokens", "mlm_targets", "mlm_weights"):
+        np.testing.assert_array_equal(mixed[name][mine], alone[name])
+    assert len({row.tobytes() for row in alone["mlm_weights"]}) == 4
 
 
 def test_text_files_are_chunks_of_an_encoders_tokens(tmp_path):

@@ -19,6 +19,7 @@ from zeroprompt_jax.methods.entailment import Entailment, collapse, place_of_ent
 from zeroprompt_jax.methods.ia3 import IA3
 from zeroprompt_jax.methods.initialisers import Tokens
 from zeroprompt_jax.methods.lora import LoRA
+from zeroprompt_jax.methods.mpt import MPT
 from zeroprompt_jax.methods.prompt import Prompt
 from zeroprompt_jax.models import roberta
 from zeroprompt_jax.models.t5 import T5Config
@@ -291,8 +292,12 @@ def test_what_cannot_be_meant_is_told():
         (lambda: Entailment(-1), "Entailment.slots is -1"),
         (lambda: Entailment(3, "copy"), "Unknown Entailment.head 'copy'. Did you mean 'copied'"),
         (lambda: Entailment(3, fluency=-1), "cannot be negative"),
-        (lambda: Entailment(3, beside=Entailment(3)), "Entailment.beside is Entailment; use another bank"),
+        (lambda: Entailment(3, beside=Entailment(3)), "Entailment.beside is Entailment; use a bank"),
         (lambda: Entailment(3, beside="lora"), "Entailment.beside is str"),
+        (
+            lambda: Entailment(3, beside=MPT(train_shared=False)),
+            "Entailment.beside is MPT; use a bank of which all trains",
+        ),
     ):
         with pytest.raises(UserError, match=match):
             make()
@@ -300,6 +305,12 @@ def test_what_cannot_be_meant_is_told():
         Entailment(3).init(jax.random.key(0), Setting(T5Config()))
     with pytest.raises(UserError, match="fluency needs the masked-language-model head"):
         Entailment(3, fluency=1.0).init(jax.random.key(0), Setting(tiny_roberta.config(mlm_head=False)))
+    rows = entailed.batch()
+    for name in ("task_ids", "slot_positions"):
+        with pytest.raises(UserError, match=name):
+            lacking = {key: column for key, column in rows.items() if key != name}
+            variables = {"backbone": WEIGHTS, **states.unflatten(entailed.bank(per_task("efficient")))}
+            serving.probabilities(CONFIG, variables, per_task("efficient"), lacking)
     with pytest.raises(UserError, match="there is no backbone here"):
         Entailment(0, "copied").init(jax.random.key(0), Setting(CONFIG))
 

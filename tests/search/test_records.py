@@ -36,7 +36,9 @@ def test_a_recorded_run_is_not_repeated_nor_taken_for_another(tmp_path):
     assert complete(tmp_path, made) == 1
     assert complete(tmp_path, made) == 0
     assert records.read(tmp_path) == [{"seed": 0, "arm": "a", "run": "", "score": 1.0}]
-    with pytest.raises(UserError, match="seed0/arms/a holds results of another configuration .*peak=0.1.*not .*peak=0.2"):
+    with pytest.raises(
+        UserError, match="seed0/arms/a holds results of another configuration .*peak=0.1.*not .*peak=0.2"
+    ):
         complete(tmp_path, experiment(tmp_path, 0.2))
     # Where results lie and what computes them changes nothing.
     moved = dataclasses.replace(experiment(tmp_path, keep=1), mesh=Mesh(data=1))
@@ -51,6 +53,9 @@ def test_a_recorded_run_is_not_repeated_nor_taken_for_another(tmp_path):
 def test_a_configuration_that_came_to_nothing_claims_nothing(tmp_path):
     records.claim(tmp_path, experiment(tmp_path), tmp_path)
     records.claim(tmp_path, experiment(tmp_path, 0.2), tmp_path)
-    (tmp_path / "records.jsonl").touch()
-    with pytest.raises(UserError, match="another configuration"):
-        records.claim(tmp_path, experiment(tmp_path), tmp_path)
+    for name, begin in (("records.jsonl", "touch"), ("stages", "mkdir")):  # a stage that was trained is a result
+        (folder := tmp_path / f"with {name}").mkdir()
+        records.claim(folder, experiment(tmp_path, 0.2), tmp_path)
+        getattr(folder / name, begin)()
+        with pytest.raises(UserError, match="another configuration"):
+            records.claim(folder, experiment(tmp_path), tmp_path)

@@ -18,7 +18,9 @@ ROWS = {
     "sst2": [{"sentence": "Text: so good . ", "label": "Good"}, {"sentence": "bad", "label": 0}],
     "rte": [{"premise": f"p {i}", "hypothesis": f"h {i}", "label": i % 2} for i in range(40)],
 }
-WORDS = words_vocabulary(["p", "h", "so", "good", "bad", "it", "was", "great", "terrible", "."])
+WORDS = words_vocabulary(
+    ["p", "h", "so", "good", "bad", "it", "was", "great", "terrible", ".", "true", "unclear", "false"]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +77,18 @@ def test_the_test_split_has_no_part_in_a_few_shot_split(directory):
     poisoned = [{**row, "label": 1 - row["label"]} for row in ROWS["rte"]]
     (root / "rte" / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in poisoned))
     assert drawn() == before and entailment.classified("entailment/rte", "test")[1] == [1 - c for c in test]
+
+
+def test_hidden_test_labels_are_not_tested_on(directory):
+    root = directory({"rte": ROWS["rte"]})
+    (root / "rte" / "test.jsonl").write_text(json.dumps({"premise": "p", "hypothesis": "h", "label": -1}) + "\n")
+    entailment_sets.register(root)
+    assert len(entailment.classified("entailment/rte", "test")[1]) == 40
+    for split in ("validation", "test"):
+        (root / "rte" / f"{split}.jsonl").unlink()
+    entailment_sets.register(root)
+    with pytest.raises(UserError, match=r"there is no test split beside .*train.jsonl"):
+        entailment.classified("entailment/rte", "test")
 
 
 def test_as_text_to_text(directory):

@@ -114,7 +114,8 @@ def _digest(what: Any) -> str:
 
 
 def _read_text(file: Path) -> tuple[WordPieces, Any]:
-    pieces = file.read_text(encoding="utf-8").splitlines()
+    # A line ends at a newline alone: BERT has pieces that are other separators, such as U+2028.
+    pieces = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     beside = file.with_name("tokenizer_config.json")
     config = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
     lowercase, accents = config.get("do_lower_case", True), config.get("strip_accents")

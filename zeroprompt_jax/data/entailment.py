@@ -11,7 +11,7 @@ import numpy as np
 
 from zeroprompt_jax.data import cards
 from zeroprompt_jax.data.encoder_vocabulary import EncoderVocabulary
-from zeroprompt_jax.data.mixture import hash64, shuffled_position
+from zeroprompt_jax.data.mixture import hash64, in_epochs
 from zeroprompt_jax.data.reformulation import Piece, Reformulation, compiled
 from zeroprompt_jax.errors import UserError, unknown
 
@@ -248,10 +248,7 @@ class RowStream:
     def batch(self, number: int) -> dict[str, np.ndarray]:
         """Batch `number`: rows of the first task, then of the second, ..."""
         at = number * self.per_task + np.arange(self.per_task)
-        return self.rows.batch(np.concatenate([mine[self._places(at, len(mine))] for mine in self._of_task]))
-
-    def _places(self, at: np.ndarray, size: int) -> np.ndarray:
-        return shuffled_position(at % size, np.full(len(at), size), hash64(self.seed, at // size))
+        return self.rows.batch(np.concatenate([mine[in_epochs(at, len(mine), self.seed)] for mine in self._of_task]))
 
 
 def predictions(rows: Rows, entails_R: np.ndarray) -> np.ndarray:

@@ -59,6 +59,11 @@ def shuffled_position(position_N: np.ndarray, size_N: np.ndarray, key_N: np.ndar
     return x.astype(np.int64)
 
 
+def in_epochs(at_N: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Which of `size` items each draw takes, [N], counted from 0: all of them once, then all again in another order."""
+    return shuffled_position(at_N % size, np.full(len(at_N), size), hash64(seed, at_N // size))
+
+
 def rates(
     sizes: Mapping[str, int],
     policy: str = "uniform",

@@ -10,7 +10,7 @@ Wang et al. 2021, "Entailment as Few-Shot Learner" (arXiv 2104.14690), for class
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from zeroprompt_jax.data import cards
@@ -39,8 +39,9 @@ class Reformulation:
       symmetric: of two classes describe both: twice the rows, and what one row affirms the other denies.
 
     Raises:
-      UserError: fewer than two classes or two of the same words, an unknown group, a class that there is not, a first
-        segment with `{label}`, a second one without for more than two classes, more negatives than wrong descriptions.
+      UserError: fewer than two classes or two of the same words, an unknown group, a class that there is not, a field's
+        part, a first segment with `{label}`, a second one without for more than two classes, more negatives than wrong
+        descriptions.
     """
 
     labels: tuple[str, ...]
@@ -76,6 +77,9 @@ class Reformulation:
         most = len(self.described) - 1
         if self.negatives is not None and not 1 <= self.negatives <= most:
             raise UserError(f"Entailment: negatives {self.negatives}; an example has {most} wrong descriptions.")
+        for field in self.fields:
+            if {*".["} & {*field}:
+                raise UserError(f"Entailment: a template names '{field}'; it names whole fields of an example.")
         if any(field == LABEL for field, _ in cards.parts(self.first)):
             raise UserError(f"Entailment: '{self.first}' names {{label}}, which only the second segment describes.")
 
@@ -123,7 +127,9 @@ class Compiled(NamedTuple):
 @functools.lru_cache(maxsize=1024)
 def compiled(task: Reformulation, vocabulary: EncoderVocabulary) -> Compiled:
     """The segments in tokens, the second for each described class. Slots are numbered: pseudo-tokens, then the second
-    segment's from left to right, of a label those of one class behind those of another."""
+    segment's from left to right, of a label those of one class behind those of another.
+
+    Raises UserError where a described class's words are none, or unknown, or another's to the vocabulary."""
     words: list[int | None] = [None] * task.extra
     extra = Piece("", (vocabulary.mask_id,) * task.extra, tuple(range(task.extra)))
     second: dict[int, list[Piece]] = {klass: [extra] for klass in task.described}
@@ -141,6 +147,7 @@ def compiled(task: Reformulation, vocabulary: EncoderVocabulary) -> Compiled:
             space = text[: len(text) - len(text.lstrip())]
             for klass, pieces in second.items():
                 pieces.append(own(space + task.labels[klass], "label"))
+            _check_labels(task, {klass: pieces[-1].ids for klass, pieces in second.items()}, vocabulary)
         else:
             ends = i == len(parts) - 1 and text.strip() == "."
             piece = Piece(text) if field else own(text, "end" if ends else "template")
@@ -148,6 +155,18 @@ def compiled(task: Reformulation, vocabulary: EncoderVocabulary) -> Compiled:
                 pieces.append(piece)
     first = tuple(Piece(text) if field else own(text, None) for field, text in _spaced(task.first))
     return Compiled(first, {klass: tuple(pieces) for klass, pieces in second.items()}, tuple(words))
+
+
+def _check_labels(task: Reformulation, ids: Mapping[int, tuple[int, ...]], vocabulary: EncoderVocabulary) -> None:
+    known: dict[tuple[int, ...], str] = {}
+    for klass, own in ids.items():
+        label = task.labels[klass]
+        if not own or vocabulary.unk_id in own:
+            raise UserError(f"Entailment: the label '{label}' is not in the vocabulary '{vocabulary.spec}'.")
+        if (other := known.setdefault(own, label)) != label:
+            raise UserError(
+                f"Entailment: the labels '{other}' and '{label}' are the same tokens in the vocabulary '{vocabulary.spec}'."
+            )
 
 
 def _spaced(template: str) -> list[tuple[str, str]]:
@@ -170,7 +189,8 @@ def _spaced(template: str) -> list[tuple[str, str]]:
 
 def as_text(card: cards.TaskCard, source: cards.Source, task: Reformulation) -> tuple[cards.TaskCard, cards.Source]:
     """A task with fixed options as one of text to text, CARD/entailment: whether a premise entails a hypothesis, the same
-    rows as `rows` gives for evaluation, answered by yes or no."""
+    rows as `rows` gives for evaluation, answered by yes or no. This is how a T5 trains on and answers what encoders do;
+    slots and extra tokens are an encoder's alone, and a text-to-text model's soft prompts stand in their place."""
     put = cards.TaskCard(
         name=f"{card.name}/entailment",
         type="textual entailment",

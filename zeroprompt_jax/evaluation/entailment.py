@@ -33,11 +33,30 @@ def probabilities(
     Raises:
       UserError: a task id outside the bank, or of a place that no task has yet.
     """
+    found = outputs(config, variables, method, rows, batch_size)
+    if (lost := np.isnan(found)).any():
+        where = f"task {np.asarray(rows['task_ids'])[lost][0]}" if "task_ids" in rows else "some rows"
+        raise UserError(
+            f"The model's output for {where} is not a number: the bank holds no task there, or training diverged."
+        )
+    return found
+
+
+def outputs(
+    config: RobertaConfig,
+    variables: Mapping[str, Any],
+    method: Entailment,
+    rows: Mapping[str, np.ndarray],
+    batch_size: int = 64,
+) -> np.ndarray:
+    """As `probabilities`, but NaN where the model's output is not a number."""
     read = ("encoder_input_tokens", "token_types", "slot_positions", "slot_rows", "task_ids")
     columns = {name: np.asarray(rows[name]) for name in read if name in rows}
     R = len(columns["encoder_input_tokens"])
     banks = jax.tree.leaves(variables["method"])
     if method.per_task and banks:
+        if "task_ids" not in columns:
+            raise UserError("Rows of a bank with a slice for each task need 'task_ids', which say whose they are.")
         check_ids(columns["task_ids"], len(banks[0]))
     found = np.zeros(R, np.float32)
     for start in range(0, R, batch_size):
@@ -45,11 +64,6 @@ def probabilities(
         fill = batch_size - (part.stop - start)
         batch = {name: np.concatenate([leaf[part], np.repeat(leaf[:1], fill, 0)]) for name, leaf in columns.items()}
         found[part] = jax.device_get(_run(variables, batch, config=config, method=method))[: part.stop - start]
-    if (lost := np.isnan(found)).any():
-        where = f"task {columns['task_ids'][lost][0]}" if "task_ids" in columns else "some rows"
-        raise UserError(
-            f"The model's output for {where} is not a number: the bank holds no task there, or training diverged."
-        )
     return found
 
 

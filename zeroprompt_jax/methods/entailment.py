@@ -62,7 +62,8 @@ class Entailment(Bank):
         tanh layer and its classifier, whose classes other than entailment count as one; `shared`, the backbone's own,
         which then is frozen unless the backbone trains.
       train_slots, train_backbone: whether these train.
-      beside: another bank that conditions the encoder and trains too, such as LoRA, for comparison.
+      beside: another bank that conditions the encoder and trains too, such as LoRA, for comparison: one of which every
+        parameter trains, each task's from its own rows, without losses of its own.
       fluency: weight of the masked-language-model loss of rows with `mlm_targets` and `mlm_weights`, [B, T], the mean over
         a row's masked tokens. The paper has none; its code may use 0.05.
       initialiser: of the slots; `Tokens` begins with the words that they stand for.
@@ -89,8 +90,10 @@ class Entailment(Bank):
         if self.fluency < 0:
             raise UserError(f"Entailment.fluency is {self.fluency}; it cannot be negative.")
         if self.beside is not None:
-            if not isinstance(self.beside, Bank) or isinstance(self.beside, Entailment):
-                raise UserError(f"Entailment.beside is {type(self.beside).__name__}; use another bank, such as LoRA.")
+            kind = type(self.beside)
+            plain = isinstance(self.beside, Bank) and self.beside.trainable == Bank.trainable
+            if not plain or (kind.condition, kind.losses) != (Bank.condition, Bank.losses):
+                raise UserError(f"Entailment.beside is {kind.__name__}; use a bank of which all trains, such as LoRA.")
             object.__setattr__(self, "beside", dataclasses.replace(self.beside, per_task=self.per_task))
 
     @property
@@ -146,6 +149,8 @@ class Entailment(Bank):
         made = self.build(taken)
         if not self.slots:
             return made
+        if "slot_positions" not in batch:
+            raise UserError("Entailment reads where slots stand from 'slot_positions', which the batch does not have.")
         slots_GSD = taken["slots"]
         if "slot_rows" in batch:
             slots_GSD = jnp.take_along_axis(slots_GSD, batch["slot_rows"][..., None], axis=1)

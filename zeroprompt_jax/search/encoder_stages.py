@@ -39,11 +39,24 @@ class EncoderStage:
             raise unknown("EncoderStage.data", self.data, _METHODS)
 
 
-def check(stages: Mapping[str, EncoderStage], suite: Suite) -> None:
-    """Raises UserError where the suite has nothing that a stage trains on."""
+def check(model: RobertaConfig, stages: Mapping[str, EncoderStage], suite: Suite) -> None:
+    """Raises UserError where the suite has nothing that a stage trains on, or the model no head for it."""
     for name, stage in stages.items():
-        if (suite.text is None) if stage.data == "text" else not suite.inference:
+        text = stage.data == "text"
+        if suite.text is None if text else not suite.inference:
             raise UserError(f"The stage '{name}' trains on {stage.data}, and the suite has none.")
+        if not (model.mlm_head if text else model.labels):
+            needed = "mlm_head" if text else "labels"
+            raise UserError(f"The stage '{name}' trains on {stage.data}, which needs RobertaConfig.{needed}.")
+
+
+def classifying(stages: Mapping[str, EncoderStage], loaded: Flat) -> set[str | None]:
+    """The stages, None being the beginning, after which the classifier of inference is no longer random."""
+    found, told = set(), any(path.startswith("backbone/pooled_head/classifier/") for path in loaded)
+    for name in (None, *stages):
+        told = told or (name is not None and stages[name].data == "inference")
+        found |= {name} if told else set()
+    return found
 
 
 def train(
@@ -51,7 +64,7 @@ def train(
     stages: Mapping[str, EncoderStage],
     suite: Suite,
     folder: Path,
-    initial_checkpoint_path: str | None = None,
+    loaded: Flat,
     seed: int = 0,
 ) -> dict[str | None, Flat]:
     """The encoder's parameters by path, on the host, as it begins (None) and after each stage, which goes on from the one
@@ -59,12 +72,10 @@ def train(
 
     Args:
       folder: of the stages' checkpoints and metrics.
-      initial_checkpoint_path: in Hugging Face layout; what it lacks is random.
+      loaded: what the encoder begins with, by path; what it lacks is random.
     """
     make = jax.jit(lambda: states.flatten({"backbone": roberta.init(model, jax.random.key(seed))}))
-    flat = jax.device_get(make())
-    if initial_checkpoint_path:
-        flat |= checkpoint.load_encoder(initial_checkpoint_path, model)
+    flat = jax.device_get(make()) | loaded
     made = {None: flat}
     for name, stage in stages.items():
         flat = flat | _train(model, stage, suite, flat, folder / name, seed)

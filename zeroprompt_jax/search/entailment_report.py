@@ -23,33 +23,45 @@ def table(records: Sequence[Record], arms: Iterable[str]) -> str:
     """The printed table: arms by tasks, test accuracy as mean ± standard deviation over splits."""
     of = lambda **wanted: [r for r in records if all(r[key] == value for key, value in wanted.items())]
     tasks = list(dict.fromkeys(r["task"] for r in records))
-    first, last = ["arm", "from", "trained/task", "in its head", "% of encoder"], ["mean", "train", "positive"]
-    lines = [[*first, *(task.split("/")[-1] for task in tasks), *last]]
+    last = ["mean", "train", "positive", "constant"]
+    names = [task.split("/")[-1] for task in tasks]
+    lines = [["arm", "from", "trained/task", "in its head", "% of encoder", *names, *last]]
     for arm in [arm for arm in arms if of(arm=arm)]:
         mine = of(arm=arm)
-        size = mine[0]
+        few, most = (pick(r["trained"] for r in mine) for pick in (min, max))
         lines.append(
             [
                 arm,
-                size["start"] or "-",
-                f"{size['trained']:,}",
-                f"{size['head']:,}",
-                f"{100 * size['share']:.3g}",
+                mine[0]["start"] or "-",
+                f"{few:,}" + (f" to {most:,}" if most > few else ""),
+                f"{mine[0]['head']:,}",
+                f"{_share(mine):.3g}",
                 *(report.spread(over_splits(of(arm=arm, task=task))) for task in tasks),
                 report.spread(over_splits(mine)),
                 *(f"{np.mean(over_splits(mine, key)):.1f}" for key in ("train", "positive")),
+                f"{max(np.mean(over_splits(of(arm=arm, task=task), 'constant')) for task in tasks):.1f}",
             ]
         )
     majority = [np.mean([100 * r["baseline"] for r in of(task=task)]) for task in tasks]
-    lines.append(
-        ["majority", "-", "0", "0", "0", *(f"{value:.1f}" for value in majority), f"{np.mean(majority):.1f}", "-", "-"]
-    )
+    shown = [f"{value:.1f}" for value in (*majority, np.mean(majority))]
+    lines.append(["majority", "-", "0", "0", "0", *shown, "-", "-", "-"])
     splits = len({r["seed"] for r in records})
     notes = (
         f"Test accuracy, points of 100; ± is the standard deviation over {splits} splits. Dev examples chose rates and steps.",
         "train: accuracy on the examples trained on. positive: test examples told to be of the positive class, in %.",
+        "constant: test examples with the most frequent answer, in %, of the task where these are most.",
+        *(
+            f"{name}: of '{option}' there were only {have} dev examples."
+            for name, task in zip(names, tasks)
+            for option, have in of(task=task)[0]["short"].items()
+        ),
     )
     return "\n".join([*report.align(lines), "", *notes]) + "\n"
+
+
+def _share(records: Sequence[Record]) -> float:
+    """What a task trains, the mean over tasks, in % of the encoder."""
+    return 100 * float(np.mean([r["share"] for r in records]))
 
 
 def picture(path: Path, records: Sequence[Record], arms: Iterable[str], title: str) -> None:
@@ -64,7 +76,7 @@ def picture(path: Path, records: Sequence[Record], arms: Iterable[str], title: s
         if not mine:
             continue
         values = over_splits(mine)
-        place, height = 100 * mine[0]["share"], float(np.mean(values))
+        place, height = _share(mine), float(np.mean(values))
         error = np.std(values, ddof=1) if len(values) > 1 else 0
         color = colormaps["tab10"](starts.index(mine[0]["start"]) % 10)
         axis.errorbar([place], [height], [error], color=color, marker="o", markersize=5, capsize=2, elinewidth=0.9)

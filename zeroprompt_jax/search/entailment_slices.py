@@ -15,8 +15,9 @@ from zeroprompt_jax.data.encoder_vocabulary import EncoderVocabulary
 from zeroprompt_jax.data.entailment import Rows, RowStream
 from zeroprompt_jax.data.entailment_suite import Suite
 from zeroprompt_jax.data.masking import masked
+from zeroprompt_jax.data.mixture import name_keys
 from zeroprompt_jax.errors import UserError
-from zeroprompt_jax.evaluation.entailment import probabilities
+from zeroprompt_jax.evaluation.entailment import outputs, probabilities
 from zeroprompt_jax.methods.base import Setting
 from zeroprompt_jax.methods.entailment import Entailment
 from zeroprompt_jax.methods.initialisers import Tokens
@@ -57,13 +58,19 @@ class EntailmentArm:
 
 
 class Split(NamedTuple):
-    """A task's examples: of which split, and rows to train on and to select on."""
+    """A task's examples: of which split, and rows to train on and to select on. whole: those trained on with every
+    description, as the test has them."""
 
     task: str
     seed: int
     digest: str
     train: Rows
     dev: Rows
+    whole: Rows
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}.{self.seed}"
 
 
 class Slots(NamedTuple):
@@ -85,20 +92,22 @@ def slots_of(suite: Suite, tasks: Sequence[str]) -> Slots:
         kept = sorted(set(ties))
         words.append(tuple(own[place] for place in kept))
         rows.append([kept.index(place) for place in ties] + [0] * (most - len(ties)))
-        like.append(v.encode(f" {put.labels[put.described[0]]}")[0])
+        # A pair has no label's word; what stands at its extra tokens is the mask.
+        like.append(v.encode(f" {put.labels[put.described[0]]}")[0] if put.describes else v.mask_id)
     return Slots(tuple(words), tuple(like), np.array(rows, np.int32).reshape(len(tasks), most))
 
 
 @dataclasses.dataclass
 class Fitted:
     """Slices as dev examples would have them. right, lost, steps: [N], each one's accuracy on these, its mean loss, and the
-    step that it is kept from. ask: (rows, slice) -> probabilities. facts: of a slice's parameters."""
+    step that it is kept from; -1, infinity and 0 of one that diverged before it was asked. ask: (rows, slice) ->
+    probabilities. facts: of each slice's parameters."""
 
     right: np.ndarray
     lost: np.ndarray
     steps: np.ndarray
     ask: Callable[[Rows, int], np.ndarray]
-    facts: Mapping[str, Any]
+    facts: Sequence[Mapping[str, Any]]
 
     def key(self, n: int) -> tuple[float, float]:
         """The larger, the better."""
@@ -137,16 +146,13 @@ def fit(
         positions = np.pad(batch["slot_positions"], ((0, 0), (0, missing)), constant_values=-1)
         return {**batch, "slot_positions": positions, "slot_rows": slots.rows[batch["task_ids"]]}
 
-    setting = Setting(model, tuple(map(str, range(N))), states.unflatten(base)["backbone"])
-    began = dataclasses.replace(method, initialiser=Tokens(slots.words, slots.like)) if method.slots else method
-    flat = base | jax.device_get(states.flatten({"method": began.init(jax.random.key(seed), setting)}))
+    base = jax.device_put(base)
     begin, step = _step(model, method, arm.optimizer, arm.steps, seed)
-    trained, frozen = states.split(flat, method.trainable)
+    trained, frozen = states.split(base | _begun(model, method, base, splits, slots, seed), method.trainable)
     state = begin(trained, rates_N)
-    frozen = jax.device_put(frozen)
 
-    def ask(params, batch):
-        return probabilities(model, states.unflatten(params, frozen), method, columns(batch), batch_size)
+    def ask(answer, params, batch):
+        return answer(model, states.unflatten(params, frozen), method, columns(batch), batch_size)
 
     train, dev = RowStream(joined("train"), arm.rows, seed), joined("dev")
     asked = dev.batch(np.arange(len(dev)))
@@ -158,16 +164,33 @@ def fit(
         state, _ = step(state, frozen, columns(batch))
         if number % arm.eval_every and number < arm.steps:
             continue
-        now_right, now_lost = _scores(dev, ask(state.params, asked), N)
+        now_right, now_lost = _scores(dev, ask(outputs, state.params, asked), N)
         better = (now_right > right) | ((now_right == right) & (now_lost < lost))
         right, lost = np.where(better, now_right, right), np.where(better, now_lost, lost)
         steps = np.where(better, number, steps)
         best = jax.tree.map(functools.partial(_kept, better), jax.device_get(state.params), best)
     size = lambda prefix: sum(leaf.size for path, leaf in best.items() if path.startswith(prefix)) // N
     encoder = sum(leaf.size for path, leaf in base.items() if path.split("/")[1] not in _HEADS)
-    facts = {"trained": size(""), "head": size("method/head/"), "share": size("") / encoder}
-    test = lambda rows, n: ask(jax.device_put(best), numbered(rows, n).batch(np.arange(len(rows))))
+    kept = functools.cache(lambda: jax.device_put(best))
+    test = lambda rows, n: ask(probabilities, kept(), numbered(rows, n).batch(np.arange(len(rows))))
+    unused_N = [model.emb_dim * max(method.slots - len(words), 0) for words in slots.words]  # the widest task's slots
+    sizes_N = [size("") - unused for unused in unused_N]
+    facts = [{"trained": trained, "head": size("method/head/"), "share": trained / encoder} for trained in sizes_N]
     return Fitted(right, lost, steps, test, facts)
+
+
+def _begun(
+    model: RobertaConfig, method: Entailment, base: Flat, splits: Sequence[Split], slots: Slots, seed: int
+) -> Flat:
+    """What each slice begins as, drawn for its task and split, so that dev examples do not choose among draws: the same
+    at every rate, in every arm, and whatever is beside it."""
+    backbone, made = states.unflatten(base)["backbone"], {}
+    for split, words, like in zip(splits, slots.words, slots.like):
+        if split.name not in made:
+            own = dataclasses.replace(method, initialiser=Tokens((words,), (like,))) if method.slots else method
+            key = jax.random.fold_in(jax.random.key(seed), np.uint32(name_keys([split.name])[0] >> np.uint64(32)))
+            made[split.name] = states.flatten({"method": own.init(key, Setting(model, (split.task,), backbone))})
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(made[split.name] for split in splits))
 
 
 def _kept(better_N: np.ndarray, new: np.ndarray, old: np.ndarray) -> np.ndarray:
@@ -176,13 +199,14 @@ def _kept(better_N: np.ndarray, new: np.ndarray, old: np.ndarray) -> np.ndarray:
 
 
 def _scores(rows: Rows, entails_R: np.ndarray, N: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each slice's accuracy and its rows' mean loss, [N]."""
+    """Each slice's accuracy and its rows' mean loss, [N]; -1 and infinity where some output is not a number."""
     slice_E = np.zeros(len(rows.gold), int)
     slice_E[rows.example] = rows.task_ids
     right_E = entailment.predictions(rows, entails_R) == rows.gold
     chosen_R = np.where(rows.labels == 1, entails_R, 1 - entails_R)
     mean = lambda ids, values: np.bincount(ids, values, N) / np.maximum(np.bincount(ids, minlength=N), 1)
-    return mean(slice_E, right_E), mean(rows.task_ids, -np.log(np.maximum(chosen_R, 1e-12)))
+    lost_N = mean(rows.task_ids, -np.log(np.maximum(chosen_R, 1e-12)))
+    return np.where(np.isnan(lost_N), -1.0, mean(slice_E, right_E)), np.where(np.isnan(lost_N), np.inf, lost_N)
 
 
 @functools.lru_cache(maxsize=2)

@@ -13,18 +13,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from zeroprompt_jax.data import entailment, few_shot
+from zeroprompt_jax.data import cards, entailment, few_shot
 from zeroprompt_jax.data.entailment import Rows
 from zeroprompt_jax.data.entailment_suite import Suite
 from zeroprompt_jax.data.reformulation import Reformulation
 from zeroprompt_jax.errors import UserError, unknown
+from zeroprompt_jax.methods.base import Setting
+from zeroprompt_jax.methods.entailment import Entailment
+from zeroprompt_jax.models import roberta
 from zeroprompt_jax.models.roberta import RobertaConfig
 from zeroprompt_jax.search import encoder_stages, entailment_report, records
 from zeroprompt_jax.search.encoder_stages import EncoderStage
 from zeroprompt_jax.search.entailment_slices import EntailmentArm, Fitted, Split, fit, slots_of
 from zeroprompt_jax.search.records import Record
+from zeroprompt_jax.training import checkpoint
 from zeroprompt_jax.training.state import Flat
 
 
@@ -59,8 +64,8 @@ class EntailmentStudy:
 
     def __post_init__(self):
         object.__setattr__(self, "splits", tuple(self.splits))
-        if not self.arms or not self.splits or self.shots < 1:
-            raise UserError("EntailmentStudy needs an arm, a split and shots of at least 1.")
+        if not self.arms or not self.splits or min(self.shots, self.batch_size) < 1:
+            raise UserError("EntailmentStudy needs an arm, a split, and shots and batch_size of at least 1.")
         for name, arm in self.arms.items():
             if arm.start is not None and arm.start not in self.stages:
                 raise unknown(f"stage that arm '{name}' starts from", arm.start, self.stages)
@@ -70,17 +75,19 @@ def run(study: EntailmentStudy, title: str = "") -> str:
     """Runs the arms that are not yet recorded in MODEL_DIR/records.jsonl, and reports after each. Returns the table.
 
     A record is of an arm, task and split (`seed`), with `score`, `dev` and `train` accuracy, `baseline` (the test's most
-    frequent class), `positive` (share of the test's examples told to be of the positive class), the `rate` and `step`
-    selected, `trained` parameters per task, how many of these are its `head`'s, their `share` of the encoder's, and the
-    `split`'s digest.
+    frequent class), `positive` (share of the test's examples told to be of the positive class), `constant` (that of the
+    most frequent answer), the `rate` and `step` selected, `trained` parameters of the task, how many of these are its
+    `head`'s, their `share` of the encoder's, the `split`'s digest, and `short`, the classes with fewer dev examples than
+    there are to train on, and how many.
     """
+    records.check_process()
     root, suite = Path(study.model_dir), study.suite()
-    _check(study, suite)
-    records.claim(root, study, root)
+    path = study.initial_checkpoint_path
+    loaded = checkpoint.load_encoder(path, study.model) if path else {}
+    _check(study, suite, loaded)
+    records.claim(root, {"study": study, "suite": suite.facts()}, root)
     data = _data(study, suite)
-    bases = encoder_stages.train(
-        study.model, study.stages, suite, root / "stages", study.initial_checkpoint_path, study.seed
-    )
+    bases = encoder_stages.train(study.model, study.stages, suite, root / "stages", loaded, study.seed)
     table = ""
     for number, (name, arm) in enumerate(study.arms.items(), 1):
         if not any(r["arm"] == name for r in records.read(root)):
@@ -91,8 +98,11 @@ def run(study: EntailmentStudy, title: str = "") -> str:
     return table
 
 
-def _check(study: EntailmentStudy, suite: Suite) -> None:
+def _check(study: EntailmentStudy, suite: Suite, loaded: Flat) -> None:
+    """All that can be told before anything trains."""
     v, c = suite.vocabulary, study.model
+    if not suite.tasks:
+        raise UserError("The suite has no tasks.")
     if (
         v.size > c.vocab_size
         or v.pad_id != c.pad_id
@@ -104,7 +114,31 @@ def _check(study: EntailmentStudy, suite: Suite) -> None:
             f"{suite.length}, which RobertaConfig does not fit: vocab_size {c.vocab_size}, pad_id {c.pad_id}, "
             f"num_token_types {c.num_token_types}, max_length {c.max_length}."
         )
-    encoder_stages.check(study.stages, suite)
+    encoder_stages.check(c, study.stages, suite)
+    classifying = encoder_stages.classifying(study.stages, loaded)
+    weights = jax.eval_shape(lambda: roberta.init(c, jax.random.key(0)))
+    for name, arm in study.arms.items():
+        init = lambda weights: _method(arm, suite).init(jax.random.key(0), Setting(c, tuple(suite.tasks), weights))
+        try:
+            jax.eval_shape(init, weights)
+        except UserError as e:
+            raise UserError(f"The arm '{name}': {e}") from None
+        if arm.method.head != "fresh" and arm.start not in classifying:
+            raise UserError(
+                f"The arm '{name}' takes its head from the classifier of inference, which is still random "
+                f"{'after the stage ' + repr(arm.start) if arm.start else 'at the beginning'}."
+            )
+
+
+def _slotted(arm: EntailmentArm) -> bool:
+    """Whether the arm's texts have slots: the others read the discrete template."""
+    return arm.method.slots > 0 and arm.method.train_slots
+
+
+def _method(arm: EntailmentArm, suite: Suite) -> Entailment:
+    """The arm's, with the slots that the suite's widest task has, as a bank unless it trains the encoder."""
+    width = max(map(len, slots_of(suite, tuple(suite.tasks)).words)) if _slotted(arm) else 0
+    return dataclasses.replace(arm.method, slots=width, per_task=not arm.method.train_backbone)
 
 
 class Data(NamedTuple):
@@ -127,27 +161,37 @@ def _data(study: EntailmentStudy, suite: Suite) -> dict[bool, Data]:
         for name, put in suite.tasks.items():
             task = put if slotted else _plain(put)
             examples, gold = entailment.classified(name, "train")
+            _check_classes(name, gold, study.shots)
             rows = functools.partial(entailment.rows, task, vocabulary=suite.vocabulary, length=suite.length)
             tests[name] = rows(*entailment.classified(name, "test"))
+            if not len(tests[name]):
+                raise UserError(f"Task '{name}' has no test examples with a class.")
             for seed in study.splits:
                 drawn = few_shot.per_class(examples, gold, study.shots, seed)
-                train, dev = (
+                train, dev, whole = (
                     rows([examples[i] for i in part], [gold[i] for i in part], seed=chance)
-                    for part, chance in ((drawn.train, seed), (drawn.dev, None))
+                    for part, chance in ((drawn.train, seed), (drawn.dev, None), (drawn.train, None))
                 )
-                splits.append(Split(name, seed, drawn.digest, train, dev))
+                splits.append(Split(name, seed, drawn.digest, train, dev, whole))
         made[slotted] = Data(splits, tests)
     return made
+
+
+def _check_classes(task: str, gold: Sequence[int], shots: int) -> None:
+    """Raises UserError unless K examples of each class can be drawn, and one besides of any, to select on."""
+    counts = np.bincount(gold, minlength=len(cards.card(task).options))
+    for option, count in zip(cards.card(task).options, counts.tolist()):
+        if count < shots:
+            raise UserError(f"Task '{task}' has {count} training examples of '{option}', so {shots} cannot be drawn.")
+    if max(counts) == shots:
+        raise UserError(f"Task '{task}' has {shots} training examples of each class, and so none besides to select on.")
 
 
 def _measure(
     study: EntailmentStudy, suite: Suite, arm: EntailmentArm, base: Flat, data: Mapping[bool, Data]
 ) -> list[Record]:
-    slotted = arm.method.slots > 0 and arm.method.train_slots
-    splits, tests = data[slotted]
-    width = max(map(len, slots_of(suite, tuple(suite.tasks)).words)) if slotted else 0
-    method = dataclasses.replace(arm.method, slots=width, per_task=not arm.method.train_backbone)
-    R = len(arm.rates)
+    splits, tests = data[_slotted(arm)]
+    method, R = _method(arm, suite), len(arm.rates)
 
     def fitted(splits: Sequence[Split], rates: Sequence[float]) -> Fitted:
         slots = slots_of(suite, [split.task for split in splits])
@@ -164,26 +208,32 @@ def _measure(
         else:  # what trains the encoder is no bank
             tried = [(fitted([split], [rate]), 0) for rate in arm.rates]
         best = max(range(R), key=lambda r: tried[r][0].key(tried[r][1]))
+        if not all(np.isfinite(tried[best][0].key(tried[best][1]))):
+            rates = ", ".join(f"{rate:g}" for rate in arm.rates)
+            raise UserError(f"Task '{split.task}', split {split.seed}: training diverged at every rate ({rates}).")
         out.append(_record(arm, suite, split, tests[split.task], *tried[best]) | {"rate": arm.rates[best]})
     return out
 
 
 def _record(arm: EntailmentArm, suite: Suite, split: Split, test: Rows, fitted: Fitted, n: int) -> Record:
     put, told = suite.tasks[split.task], lambda rows: entailment.predictions(rows, fitted.ask(rows, n))
-    answers = told(test)
+    answers, options = told(test), cards.card(split.task).options
+    drawn, dev = (np.bincount(rows.gold, minlength=len(options)).tolist() for rows in (split.train, split.dev))
     return {
-        "run": f"{split.task}.{split.seed}",
+        "run": split.name,
         "task": split.task,
         "seed": split.seed,
         "score": float(np.mean(answers == test.gold)),
         "dev": float(fitted.right[n]),
-        "train": float(np.mean(told(split.train) == split.train.gold)),
+        "train": float(np.mean(told(split.whole) == split.whole.gold)),
         "baseline": float(np.bincount(test.gold).max() / len(test.gold)),
         "positive": float(np.mean(answers == put.positive)),
+        "constant": float(np.bincount(answers).max() / len(answers)),
         "examples": len(test.gold),
         "classes": len(put.labels),
         "step": int(fitted.steps[n]),
         "split": split.digest,
+        "short": {option: have for option, have, wanted in zip(options, dev, drawn) if have < wanted},
         "start": arm.start or "",
-        **fitted.facts,
+        **fitted.facts[n],
     }

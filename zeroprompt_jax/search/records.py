@@ -29,7 +29,7 @@ _PLACES = ("model_dir", "cache_dir", "mesh", "keep", "save_every", "profile_step
 # What studies that were begun earlier do not name, and which does nothing while it is None.
 _ADDED = ("option_seed",)
 # What there is once something was trained or measured.
-_RESULTS = ("checkpoints", "records.jsonl", "models", "tasks")
+_RESULTS = ("checkpoints", "records.jsonl", "models", "tasks", "stages")
 _FILE = "records.jsonl"
 Record = dict[str, Any]
 
@@ -89,9 +89,8 @@ def complete(
     file: str = _FILE,
 ) -> None:
     """Runs those of a seed that are not yet recorded, and records each when it is finished: what `measure` found, with
-    `seed`, `arm` and `run`, its label. Raises UserError in several processes, which would all write one file."""
-    if jax.process_count() > 1:
-        raise UserError(f"A study needs one process; this run has {jax.process_count()}.")
+    `seed`, `arm` and `run`, its label."""
+    check_process()
     done = {(r["arm"], r["run"]) for r in read(root) if r["seed"] == seed}
     for _, _, made in runs:
         claim(Path(made.train.model_dir), made, root)
@@ -101,6 +100,12 @@ def complete(
         print(f"Seed {seed}, {place} of {len(runs)}: {arm}{label and f', {label}'}.", file=sys.stderr)
         found = [{"seed": seed, "arm": arm, "run": label, **record} for record in measure(made)]
         append(root, found, file)
+
+
+def check_process() -> None:
+    """Raises UserError in several processes, which would all write one file."""
+    if jax.process_count() > 1:
+        raise UserError(f"A study needs one process; this run has {jax.process_count()}.")
 
 
 def describe(value: Any) -> str:
