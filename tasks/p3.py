@@ -14,7 +14,8 @@ more; it is tested on the validation split, on the templates that ask for what i
 Leakage: T0 holds out whole types of task (entailment, coreference, sentence completion, word sense). T0+ then trains on
 HellaSwag, and T0++ on COPA, WiC and WSC too: what T0 is tested on is not unseen to them, so each model has a test
 mixture of its own. RTE, CB, ANLI, Winogrande and Story Cloze are in none of the training mixtures. The public P3 has no
-Story Cloze, as its licence asks for a form to be filled in: its tasks are in mixtures only where the directory has them.
+Story Cloze, as its licence asks for a form to be filled in: its tasks are in mixtures only where the directory has
+them.
 
 Source: Sanh et al. 2022 (arXiv 2110.08207); github.com/bigscience-workshop/t-zero.
 """
