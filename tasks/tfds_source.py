@@ -165,7 +165,7 @@ def rows(dataset: Dataset, split: str, places: Places) -> Iterator[dict[str, Any
                 yield {dataset.renamed.get(key, key): value for key, value in row.items()}
         return
     folder = _folder(dataset, places, "DIRECTORY")
-    if os.path.isdir(folder):
+    if places.directory and os.path.isdir(folder):
         raise UserError(f"The data set '{dataset.name}' has no {folder}/{split.split('_')[0]}.jsonl.")
     if dataset.tfds is None:
         raise UserError(
