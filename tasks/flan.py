@@ -230,10 +230,7 @@ _NO_YES = ("no", "yes")
 _THREE = ("yes", "it is not possible to tell", "no")
 # Of a set in two benchmarks, the later one's: GLUE's MNLI and SuperGLUE's RTE.
 _SETS = {s.name: s for s in (*nli_sets.SETS, *glue.SETS, *super_glue.SETS, *mrqa.SETS, *mpt_sets.OTHERS)}
-# What rows say of their class, as numbers or names, TensorFlow Datasets' and the hub's.
-_CHOSEN = {0: 0, 1: 1, "choice1": 0, "choice2": 1, "1": 0, "2": 1}
-_FELT = {0: "negative", 1: "positive", "negative": "negative", "positive": "positive", "1": "negative", "2": "positive"}
-_SAME = (1, "equivalent", "duplicate", "paraphrase")
+_FEELINGS = ("negative", "positive")
 
 
 def _worded(text_set: TextSet, wordings: tuple[str, ...], text: str, words: tuple[str, ...] = (), **changes) -> TextSet:
@@ -249,25 +246,24 @@ def _worded(text_set: TextSet, wordings: tuple[str, ...], text: str, words: tupl
 
 
 def choices(row: Mapping[str, Any], split: str) -> Iterator[Mapping[str, Any]]:
-    """COPA's or Winogrande's two choices, spelled out, as the options; nothing where the right one is hidden."""
+    """COPA's or Winogrande's two choices, spelled out, as the options."""
     del split
     options = [row[name] for name in (("choice1", "choice2") if "choice1" in row else ("option1", "option2"))]
-    if row["label"] in _CHOSEN and options[0] != options[1]:
-        yield {**row, "options": options, "target": options[_CHOSEN[row["label"]]]}
+    if options[0] != options[1]:
+        yield {**row, "options": options, "target": options[row["label"]]}
 
 
 def review(row: Mapping[str, Any], split: str) -> Iterator[Mapping[str, Any]]:
     """A review by its sentiment."""
     del split
-    if row["label"] in _FELT:
-        yield {"sentiment": _FELT[row["label"]], "target": row["sentence" if "sentence" in row else "text"]}
+    yield {"sentiment": _FEELINGS[row["label"]], "target": row["sentence" if "sentence" in row else "text"]}
 
 
 def paraphrase(row: Mapping[str, Any], split: str) -> Iterator[Mapping[str, Any]]:
     """The second text by the first, where they are paraphrases."""
     del split
     one, other = ("sentence1", "sentence2") if "sentence1" in row else ("question1", "question2")
-    if row["label"] in _SAME:
+    if row["label"] == 1:
         yield {"text": row[one], "target": row[other]}
 
 
@@ -293,9 +289,9 @@ def _sets() -> Iterator[TextSet]:
     yield _worded(_SETS["rte"], _ENTAILMENT, nli, _YES_NO)
     yield _worded(_SETS["scitail"], _ENTAILMENT, nli, _YES_NO, splits=OFFICIAL)
     yield _worded(_SETS["qnli"], _QUESTION_ENTAILMENT, "Question: {question} Sentence: {sentence}", _YES_NO)
-    yield _worded(_SETS["sst2"], _SENTIMENT, "Review: {sentence}", ("negative", "positive"))
+    yield _worded(_SETS["sst2"], _SENTIMENT, "Review: {sentence}", _FEELINGS)
     yelp = {"train": Part("train"), "test": Part("test")}
-    yield _worded(_SETS["yelp_polarity"], _SENTIMENT, "Review: {text}", ("negative", "positive"), splits=yelp)
+    yield _worded(_SETS["yelp_polarity"], _SENTIMENT, "Review: {text}", _FEELINGS, splits=yelp)
     pair = "Text 1: {sentence1} Text 2: {sentence2}"
     yield _worded(_SETS["mrpc"], _PARAPHRASE, pair, _NO_YES)
     yield _worded(_SETS["qqp"], _PARAPHRASE, "Text 1: {question1} Text 2: {question2}", _NO_YES)

@@ -1,12 +1,14 @@
 """The fifteen sets of LM-BFF, whole and with K examples of each class, under its manual templates and label words.
 
 A template has a blank, which is T5's first sentinel here, and the answer is the label's word. STS-B is answered with
-its score, as in GLUE. The five sets that TensorFlow Datasets lacks (SST-5, MR, CR, MPQA, Subj) are read from the .csv
-files of the archive that LM-BFF publishes, `original/NAME/{train,test}.csv`, or from JSON lines.
+its score, as in GLUE. Unlike the published templates, these neither cut the last character of a pair's first text where
+a question mark follows nor begin its second text in lower case. The five sets that TensorFlow Datasets lacks (SST-5,
+MR, CR, MPQA, Subj) are read from the .csv files of the archive that LM-BFF publishes, `original/NAME/{train,test}.csv`,
+or from JSON lines.
 
-A few-shot task lm_bff/NAME/K-SEED trains on K examples of each class, is selected on the next K of each, and tested on
-all of the test split: the original validation split, where the test labels are hidden. STS-B is drawn by halves of its
-scale.
+A few-shot task lm_bff/NAME/K-SEED trains on K examples of each class and is tested on all of the test split: the
+original validation split, where the test labels are hidden. Its validation split is the next K of each class; nothing
+selects on it but `zeroprompt eval --split=validation`. STS-B is drawn by halves of its scale.
 
 Leakage: the sets are GLUE's, SNLI's and movie reviews that T0 and others train on; SST-2 and SST-5 are the reviews of
 MR (Rotten Tomatoes) with other labels, so none of the three is unseen to a model that was trained on another.
@@ -72,7 +74,7 @@ SETS = (
     _reviews("subj", "subjectivity", _THIS_IS, ("subjective", "objective"), "subj", "movie reviews"),
     TextSet(
         name="trec",
-        dataset=Dataset("trec", "trec:1.0.0", renamed={"label": "label-coarse"}),
+        dataset=Dataset("trec", "trec:1.0.0"),  # LM-BFF's own files number the classes in another order
         type="topic classification",
         text=f"{BLANK} : {{text}}",
         words=("Description", "Entity", "Expression", "Human", "Number", "Location"),
@@ -140,7 +142,7 @@ def register(
                     source,
                     examples=_Drawn(source, k, seed, scored=not text_set.words),
                     fingerprint=f"{source.fingerprint} {k}-{seed}",
-                    splits=cards.SPLITS,
+                    splits=tuple(s for s in cards.SPLITS if ("test" if s == "test" else "train") in source.splits),
                 )
                 drawn.append(
                     cards.register(dataclasses.replace(card, name=f"{name}/{k}-{seed}"), few, replace=True).name

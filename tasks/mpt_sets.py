@@ -8,7 +8,9 @@ answer is the number of the class, one token. Test labels are hidden, so
 - MNLI is selected on the mismatched validation split and tested on the matched one; PAWS has all three splits.
 
 Which rows are drawn is our own: the published draw depends on a generator's state. Winogrande's two options are both
-named here (the published code names the second twice).
+named here (the published code names the second twice). Nothing selects a checkpoint by itself: `zeroprompt eval
+--split=validation` scores on the validation splits. No spaces are put around punctuation, as there in question
+answering.
 
 Leakage: MNLI, QNLI, QQP and SST-2 are sources and targets at once; QNLI was made from SQuAD; CB, RTE and SciTail are
 entailment as MNLI is. `leakage` lists this for any two mixtures.
@@ -101,6 +103,7 @@ OTHERS = (
         text=_NLI,
         words=("0", "1"),
         classes=("entails", "neutral"),
+        named={"entailment": "entails"},  # in the files with `gold_label`
         splits=SMALL,
         domain="science",
     ),

@@ -1,7 +1,8 @@
 """The six data sets that the MRQA 2019 shared task trains on: the answer is a span of the context.
 
 The shared task's own test labels are of other data sets, so the in-domain development splits are the test splits here.
-A question may have several answers: the first is trained on, any counts.
+A question may have several answers: the first is trained on, any counts. T5's own form of SQuAD also puts spaces around
+punctuation; here the texts stay as they are.
 
 Source: Fisch et al. 2019, "MRQA 2019 Shared Task" (arXiv 1910.09753). Data: mrqa 1.0.0 of TensorFlow Datasets, or a
 local directory (`tfds_source`).

@@ -13,8 +13,9 @@ more; it is tested on the validation split, on the templates that ask for what i
 
 Leakage: T0 holds out whole types of task (entailment, coreference, sentence completion, word sense). T0+ then trains on
 HellaSwag, and T0++ on COPA, WiC and WSC too: what T0 is tested on is not unseen to them, so each model has a test
-mixture of its own. RTE, CB, ANLI, Winogrande and Story Cloze are in none of the training mixtures. P3 has no Story
-Cloze: its licence asks for a form to be filled in.
+mixture of its own. RTE, CB, ANLI, Winogrande and Story Cloze are in none of the training mixtures. The public P3 has no
+Story Cloze, as its licence asks for a form to be filled in: its tasks are in mixtures only where the directory has
+them.
 
 Source: Sanh et al. 2022 (arXiv 2110.08207); github.com/bigscience-workshop/t-zero.
 """
@@ -33,11 +34,11 @@ from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.tasks import p3_names
 
 NAME = "p3"
-ENVIRONMENT = "ZEROPROMPT_P3"
 MOST = 500_000  # examples that a data set weighs
 # What each model of T0's family trains on, by the marks of the table, and the mark of what it is tested on.
 MODELS = {"t0": ("t0",), "t0p": ("t0", "t0p"), "t0pp": ("t0", "t0p", "t0pp")}
 _HELD_OUT = ("textual entailment", "coreference resolution", "sentence completion", "word sense disambiguation")
+_NOT_PUBLIC = ("story_cloze",)  # families
 _SCORE = "_score_eval"
 _UNLABELLED = "<NO LABEL>"
 _READ = ("inputs_pretokenized", "targets_pretokenized", "answer_choices", "idx", "is_correct")
@@ -65,6 +66,8 @@ def register(directory: str | os.PathLike | None = None) -> None:
         for template in found.templates:
             known.add(template.task)
             name = _register(template.task, found, template, root, held)
+            if found.family in _NOT_PUBLIC and template.task not in held:
+                continue
             tasks["all"][name] = 1.0
             for model, trains in MODELS.items():
                 if found.trained in trains:
@@ -112,6 +115,7 @@ def _register(
         functools.partial(_examples, task, root, splits),
         fingerprint=f"p3 1 {digest.hexdigest()}",
         splits=tuple(splits),
+        origin=str(root) if files else f"{root or f'${p3_names.ENVIRONMENT}'}, which lacks them",
     )
     cards.register(card, source, replace=True)
     return card.name
@@ -119,7 +123,7 @@ def _register(
 
 def _root(directory: str | os.PathLike | None) -> pathlib.Path | None:
     """The folder of P3's folders, or None where there is none and none was named."""
-    if named := directory or os.environ.get(ENVIRONMENT):
+    if named := directory or os.environ.get(p3_names.ENVIRONMENT):
         root = pathlib.Path(named).expanduser()
         root = root / "data" if (root / "data").is_dir() else root
         if not any(root.glob("*/*.tfrecord*")):
@@ -155,10 +159,11 @@ def _examples(
 ) -> Iterator[Mapping[str, Any]]:
     files = [root / name for name in splits[split]] if root else []
     if not files:
-        where = f"{root} has no '{task}'" if root else f"{ENVIRONMENT} is not set and the Hugging Face cache has no P3"
+        variable = p3_names.ENVIRONMENT
+        where = f"{root} has no '{task}'" if root else f"{variable} is not set and the Hugging Face cache has no P3"
         raise UserError(
             f"P3: the examples of '{task}' are not here ({where}); get its folder with `hf download bigscience/P3 "
-            f"--repo-type=dataset --include 'data/{task}/*' --local-dir DIRECTORY` and name DIRECTORY in {ENVIRONMENT}."
+            f"--repo-type=dataset --include 'data/{task}*/*' --local-dir DIRECTORY` and name DIRECTORY in {variable}."
         )
     shards = re.search(r"-of-(\d+)$", files[0].name)
     if shards and int(shards[1]) != len(files):

@@ -12,6 +12,7 @@ Sources: promptsource 0.1.0 and t-zero, both of github.com/bigscience-workshop (
 import re
 from typing import NamedTuple
 
+ENVIRONMENT = "ZEROPROMPT_P3"  # of the directory of P3's examples
 _TABLE = """
 crows_pairs | bias and fairness | - | bias | 0
   anti_stereotype+ anti_stereotype_confirm+ demontraste_or_violate+ stereotype+ stereotype_confirm+

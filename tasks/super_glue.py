@@ -1,8 +1,10 @@
-"""SuperGLUE's eight tasks as T5 puts them. Test labels are hidden, so the validation splits are the test splits here.
+"""SuperGLUE's eight tasks as T5 puts them, but for WSC. Test labels are hidden, so the validation splits are the test
+splits here.
 
 Three are not a row an example, or need their text prepared:
 
-- WSC marks the noun with * and the pronoun with #, and is answered True or False;
+- WSC marks the noun with * and the pronoun with #, and is answered True or False. (T5's published models are trained
+  and tested on another form, which marks the pronoun alone and asks for the noun: not the one here.)
 - ReCoRD has a training example for each right answer; in the test split a query is one example, and any of its answers
   counts;
 - MultiRC asks True or False of each answer of each question. F1 is over all answers (F1a).

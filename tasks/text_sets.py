@@ -7,6 +7,7 @@ Rules that keep scores honest:
   the test split here (the T5 papers' convention), and training sees none of it.
 - Tasks of one data set share a `family`, whatever registry they are in: `leakage` compares two mixtures by it.
 - Rows without a label (SNLI's disputed pairs, hidden test labels) are left out.
+- Training selects nothing on the validation splits: they are for `zeroprompt eval --split=validation`.
 """
 
 import dataclasses
@@ -39,6 +40,7 @@ class TextSet:
       text: the input's template over a row's fields.
       words: the answer for each class, in the classes' order; empty for free answers, which are a row's `target`.
       classes: the data set's names of the classes, which local files may give instead of numbers; `words` by default.
+      named: other names that files have for classes.
       label: the field of the class.
       splits: train, validation and test as parts of the data set's splits.
       metrics: the first is the one that is reported.
@@ -47,7 +49,7 @@ class TextSet:
       family: the data set, across registries; `name` by default.
       domain: what the texts are about.
       prepare: row to rows with the fields that the template names, for sets that are not a row an example; may set
-        `target` and `references`. Told the split as well.
+        `target` and `references`. Told the split as well. A class it is given as its number, and no row without one.
     """
 
     name: str
@@ -56,6 +58,7 @@ class TextSet:
     text: str
     words: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    named: Mapping[str, str] = dataclasses.field(default_factory=dict)
     label: str = "label"
     splits: Mapping[str, Part] = dataclasses.field(default_factory=lambda: VALIDATED)
     metrics: tuple[str, ...] = ("accuracy",)
@@ -79,26 +82,33 @@ class TextSet:
         )
 
     def source(self, registry: str, places: Places) -> cards.Source:
-        told = repr((registry, self.words, self.classes, self.label, getattr(self.prepare, "__qualname__", None)))
+        prepare = getattr(self.prepare, "__qualname__", None)
+        told = repr((registry, self.words, self.classes, self.named, self.label, prepare))
         digest = hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
         return tfds_source.source(self.dataset, self.splits, places, self.examples, digest)
 
     def examples(self, row: Mapping[str, Any], split: str) -> Iterator[Mapping[str, Any]]:
-        """The examples of a row: none where it has no label."""
-        for made in self.prepare(row, split) if self.prepare else (row,):
-            special = {key: made[key] for key in _SPECIAL if self.prepare and key in made}
-            plain = {key: value for key, value in made.items() if key not in _SPECIAL} | special
-            if not self.words:
-                yield plain
-            elif (place := self._class(row)) is not None:
-                yield {**plain, "target": self.words[place]}
+        """The examples of a row: none where it has no label. UserError for a label that is none, or a missing field."""
+        try:
+            target = {}
+            if self.words or self.classes:
+                if (place := self._class(row)) is None:
+                    return
+                row = {**row, self.label: place}
+                target = {"target": self.words[place]} if self.words else {}
+            for made in self.prepare(row, split) if self.prepare else (row,):
+                special = {key: made[key] for key in _SPECIAL if self.prepare and key in made}
+                plain = {key: value for key, value in made.items() if key not in _SPECIAL} | special
+                yield {**plain, **target}
+        except KeyError as e:
+            raise UserError(
+                f"Data set '{self.dataset}': a row has no field {e}; it has {', '.join(map(str, row))}."
+            ) from None
 
     def _class(self, row: Mapping[str, Any]) -> int | None:
-        if self.label not in row:
-            raise UserError(
-                f"Data set '{self.dataset}': a row has no field '{self.label}'; it has {', '.join(map(str, row))}."
-            )
         value, classes = row[self.label], self.classes or self.words
+        if isinstance(value, str):
+            value = self.named.get(value, value)
         if value in classes:
             return classes.index(value)
         if isinstance(value, (bool, int)) and -1 <= value < len(classes):

@@ -2,8 +2,8 @@
 
 A local directory holds NAME/train.jsonl, NAME/validation.jsonl and NAME/test.jsonl, a row of fields a line, with the
 fields' names of TensorFlow Datasets or of the Hugging Face hub. It is given as an argument or in ZEROPROMPT_DATASETS.
-What it does not hold TensorFlow Datasets reads, and prepares first where it has not, below `data_dir` or its own
-TFDS_DATA_DIR.
+What it has no folder of TensorFlow Datasets reads, and prepares first where it has not, below `data_dir` or its own
+TFDS_DATA_DIR. `zeroprompt tasks --show=TASK` says which of the two, and the folder's name.
 
 Registering imports neither TensorFlow nor reads a row: that happens when a task is cached.
 """
@@ -61,11 +61,14 @@ class Places:
 
     @classmethod
     def find(cls, directory: str | os.PathLike | None, data_dir: str | os.PathLike | None) -> "Places":
-        """The places given, the environment's directory being the default."""
-        directory = directory or os.environ.get(ENVIRONMENT)
-        return cls(
-            *(None if place is None else os.path.expanduser(str(place)) for place in (directory or None, data_dir))
+        """The places given, the environment's directory being the default. UserError for a directory that is not there:
+        the rows would be another place's."""
+        directory, data_dir = (
+            place and os.path.expanduser(str(place)) for place in (directory or os.environ.get(ENVIRONMENT), data_dir)
         )
+        if directory and not os.path.isdir(directory):
+            raise UserError(f"The directory of data sets {directory} is not there; it is an argument or {ENVIRONMENT}.")
+        return cls(directory or None, data_dir)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,13 +115,15 @@ def file(dataset: Dataset, split: str, places: Places) -> pathlib.Path | None:
 
 def available(dataset: Dataset, parts: Mapping[str, Part], places: Places) -> dict[str, Part]:
     """The splits that there are: all of them, unless the set is a local one. Of that, those with a file: the validation
-    split is tested on where there is no file to test on, and nothing is selected on the rows that are tested on."""
+    split is tested on where there is no file to test on, and nothing is selected on the rows that are tested on. Where
+    validation is cut from the training rows the test split stays: reading it names the file that is missing."""
     files = {split: file(dataset, part.split, places) for split, part in parts.items()}
     found = {split: part for split, part in parts.items() if files[split]}
     if not found:
         return dict(parts)
     if "test" not in found and "validation" in found:
-        found["test"] = Part(found.pop("validation").split)
+        cut = "train" in parts and found["validation"].split == parts["train"].split
+        found["test"] = parts["test"] if cut else Part(found.pop("validation").split)
     if "validation" in found and found["validation"].whole and files["validation"] == files["test"]:
         del found["validation"]
     return found
@@ -134,11 +139,23 @@ def fingerprint(dataset: Dataset, parts: Mapping[str, Part], places: Places) -> 
     return "; ".join(told)
 
 
+def _folder(dataset: Dataset, places: Places, otherwise: str) -> str:
+    return f"{places.directory or otherwise}/{dataset.name}"
+
+
+def origin(dataset: Dataset, places: Places) -> str:
+    """Where the rows are read, in words."""
+    folder = _folder(dataset, places, f"${ENVIRONMENT}")
+    if places.directory and os.path.isdir(folder):
+        return folder
+    return f"{f'TensorFlow Datasets, {dataset.tfds}' if dataset.tfds else 'nowhere'}, as there is no {folder}"
+
+
 def rows(dataset: Dataset, split: str, places: Places) -> Iterator[dict[str, Any]]:
     """The rows of a split, as plain Python values.
 
     Raises:
-      UserError: neither place has it, or a local file is malformed.
+      UserError: neither place has it, the set's local folder lacks it, or a local file is malformed.
     """
     if local := file(dataset, split, places):
         if local.suffix == ".csv":
@@ -147,7 +164,9 @@ def rows(dataset: Dataset, split: str, places: Places) -> Iterator[dict[str, Any
             for _, row in json_lines.rows(local):
                 yield {dataset.renamed.get(key, key): value for key, value in row.items()}
         return
-    folder = f"{places.directory or 'DIRECTORY'}/{dataset.name}"
+    folder = _folder(dataset, places, "DIRECTORY")
+    if places.directory and os.path.isdir(folder):
+        raise UserError(f"The data set '{dataset.name}' has no {folder}/{split.split('_')[0]}.jsonl.")
     if dataset.tfds is None:
         raise UserError(
             f"The data set '{dataset.name}' is not in TensorFlow Datasets: put its rows into {folder}/train.jsonl and "
@@ -188,8 +207,6 @@ def load(
             downloader.MAX_RETRIES = _RETRIES
         gcs = not (download or data_dir)
         found = tfds.load(tfds_name, split=split, data_dir=data_dir, download=download, try_gcs=gcs)
-        for row in tfds.as_numpy(found):
-            yield _plain({field: row[field] for field in fields or row})
     except Exception as e:  # missing package, missing data and every kind of network raise errors of their own
         why = next((line.strip().rstrip(".") for line in str(e).splitlines() if line.strip()), type(e).__name__)
         where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
@@ -197,6 +214,8 @@ def load(
             f"The data set '{tfds_name}', split '{split}', is not prepared in {where} and cannot be had by TensorFlow "
             f"Datasets ({why[:200]}): give another data_dir, or {instead}."
         ) from None
+    for row in tfds.as_numpy(found):
+        yield _plain({field: row[field] for field in fields or row})
 
 
 def _plain(value: Any) -> Any:
@@ -227,6 +246,7 @@ def source(dataset: Dataset, parts: Mapping[str, Part], places: Places, make, to
         _Examples(dataset, parts, places, make),
         fingerprint=f"dataset 1 {fingerprint(dataset, parts, places)} {told}",
         splits=tuple(split for split in cards.SPLITS if split in parts),
+        origin=origin(dataset, places),
     )
 
 

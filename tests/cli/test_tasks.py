@@ -22,7 +22,7 @@ def registry(monkeypatch):
             pool="held_out_task" if name == "letters/last" else "train",
             options=("yes", "no") if name == "letters/last" else (),
         )
-        cards.register(card, cards.Source(examples(name, size), name))
+        cards.register(card, cards.Source(examples(name, size), name, origin=f"there/{name}"))
     cards.register_mixture("all_equal", list(SIZES))
     cards.register_mixture("by_hand", {"letters/first": 1, "sums/plus": 3})
 
@@ -69,7 +69,7 @@ def test_proportions_follow_the_registered_rates_or_the_policy(registry, capsys)
 
 def test_show_renders_what_the_model_reads(registry, capsys):
     text = output(capsys, "--show=letters/last", "--examples=2")
-    assert "options  yes; no" in text and "held-out tasks" in text
+    assert "rows     there/letters/last\n" in text and "options  yes; no" in text and "held-out tasks" in text
     assert "input   Do letters/last. train input 0\n  target  yes" in text
     assert "input   Now letters/last: train input 1\n" in text and "input 2" not in text
 
@@ -119,5 +119,5 @@ def test_the_packages_own_tasks_are_listed_without_tensorflow():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "procedural_train" in done.stdout and "procedural_unseen_types" in done.stdout
-    for mixture, tasks in (("glue", 8), ("super_glue", 8), ("mrqa", 6), ("mpt_targets", 21), ("p3", 596)):
+    for mixture, tasks in (("glue", 8), ("super_glue", 8), ("mrqa", 6), ("mpt_targets", 21), ("p3", 590)):
         assert line_of(done.stdout, mixture)[1] == str(tasks)

@@ -317,8 +317,14 @@ def test_auc_reads_the_scores_of_all_options(run, store, monkeypatch):
 def test_f1_needs_two_options_in_one_order(run, store, monkeypatch):
     card = dataclasses.replace(store.card("yes_no"), metrics=("f1",))  # of three options
     monkeypatch.setattr(store, "card", lambda name: card)
-    with pytest.raises(UserError, match="Task 'yes_no' has the metric f1, of the second .* leave Data.option_seed"):
+    with pytest.raises(UserError, match="Task 'yes_no' has the metric f1, of the second .* give it macro_f1"):
         run(groups={"g": ["yes_no"]})
+
+
+def test_the_baseline_is_the_best_of_all_constant_answers():
+    examples = [types.SimpleNamespace(references=(a,), options=("no", "yes"), input="") for a in ("no",) * 3 + ("yes",)]
+    assert module.baseline("f1", examples) == (pytest.approx(2 / (2 + 3)), "majority")
+    assert module.baseline("accuracy", examples) == (0.75, "majority")
 
 
 def test_labels_that_training_was_given_are_counted(run, base):

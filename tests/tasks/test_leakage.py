@@ -23,9 +23,9 @@ def leaked(train, test):
     return found
 
 
-def test_t0_has_seen_four_tasks_of_glue():
+def test_t0_has_seen_five_tasks_of_glue():
     found = leaked("p3_t0_train", "glue")
-    assert set(found) == {"glue/mrpc", "glue/qqp", "glue/stsb", "glue/sst2"}
+    assert set(found) == {"glue/mrpc", "glue/qqp", "glue/stsb", "glue/sst2", "glue/qnli"}
     assert found["glue/qqp"] == "the same data set" and "Rotten Tomatoes" in found["glue/sst2"]
     assert set(leaked("p3_t0_train", "super_glue")) == {"super_glue/record"}  # CNN's articles
 
@@ -59,6 +59,8 @@ def test_one_data_set_in_two_benchmarks():
         ("glue sts-b https://openreview.net/pdf?id=rj4km2r5t7", "glue/stsb"),
         ('copa ("https://aclanthology.org/s12-1052.pdf")', "super_glue/copa"),
         ("e-snli dataset", "nli/snli"),
+        ("arithmetic+record 1.0", "super_glue/record"),
+        ("newsqa", "super_glue/record"),
     ],
 )
 def test_free_texts_name_data_sets(family, task):
@@ -68,7 +70,7 @@ def test_free_texts_name_data_sets(family, task):
 
 
 def test_unlike_names_are_no_leak():
-    for family in ("strange dreams of the human race", "arithmetic", "snlight"):
+    for family in ("strange dreams of the human race", "arithmetic", "snlight", "a world record"):
         card = cards.TaskCard(name="task1", type="t", instructions=("x",), family=family)
         cards.register(card, cards.Source(lambda split: (), family), replace=True)
         assert not leakage.find(

@@ -97,6 +97,8 @@ def test_record_has_an_example_an_answer_and_any_counts_in_the_test():
     assert read(super_glue, "super_glue/record", row) == ([text] * 2, ["bird", "cat"], [("bird",), ("cat",)])
     assert read(super_glue, "super_glue/record", row, "test") == ([text], ["bird"], [("bird", "cat")])
     assert read(super_glue, "super_glue/record", row | {"answers": []}, "test") == ([], [], [])
+    with pytest.raises(UserError, match="'super_glue/record:1.0.2': a row has no field 'passage'; it has query"):
+        read(super_glue, "super_glue/record", {"query": "The @placeholder sang."})
 
 
 def test_multirc_is_asked_answer_by_answer():
@@ -127,6 +129,7 @@ def test_mpt_answers_with_the_number_of_the_class():
         ["1"],
     )
     row = {"premise": "p", "hypothesis": "h", "label": "neutral"}
+    assert read(mpt_sets, "mpt/scitail", row | {"label": "entailment"})[1] == ["0"]
     assert read(mpt_sets, "mpt/scitail", row)[1] == ["1"] and read(mpt_sets, "mpt/mnli", row)[1] == ["1"]
 
 
@@ -160,6 +163,12 @@ def test_flan_turned_around():
     row = {"sentence1": "a", "sentence2": "b", "label": 1}
     assert read(flan, "flan/paws_inverted", row)[1] == ["b"]
     assert read(flan, "flan/paws_inverted", row | {"label": 0})[1] == []
+    assert read(flan, "flan/paws_inverted", row | {"label": "1"})[1] == ["b"]
+    # What a label is called is the set's own matter, and an unknown one is not left out.
+    row = {"text": "Dull.", "sentence": "Dull.", "label": "1"}
+    assert read(flan, "flan/yelp_polarity_inverted", row)[0][0].endswith("Sentiment: negative")
+    with pytest.raises(UserError, match="the label '1' is none of negative, positive"):
+        read(flan, "flan/sst2_inverted", row)
 
 
 def test_flan_holds_out_types_and_their_data_sets():
@@ -192,7 +201,9 @@ def test_lm_bff_draws_examples_of_each_class(tmp_path):
         drawn[seed] = frozenset(texts[0])
     assert len(set(drawn.values())) == len(few_shot.SEEDS)
     high = [float(e["target"]) >= 2.5 for e in cards.source("lm_bff/sts-b/4-13").examples("train")]
-    assert len(high) == 8 and sum(high) == 4
+    assert len(high) == 8 and sum(high) == 4 and cards.source("lm_bff/sts-b/4-13").splits == ("train", "validation")
+    with pytest.raises(UserError, match="no field 'label-coarse'; it has text, label"):  # of another order of classes
+        read(lm_bff, "lm_bff/trec", {"text": "Who?", "label": 3})
 
 
 def test_one_data_set_is_one_family():

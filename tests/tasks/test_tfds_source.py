@@ -65,6 +65,7 @@ def test_local_rows_come_first_and_their_files_are_the_fingerprint(put, tmp_path
     put("rte", "validation", RTE[:5])
     glue.register(tmp_path)
     source = cards.source("glue/rte")
+    assert source.origin == str(tmp_path / "rte") and "glue/cola:2.0.0, as there" in cards.source("glue/cola").origin
     assert source.splits == ("train", "test") and len(rendered("glue/rte", "train")) == 40
     first = rendered("glue/rte")[0]
     assert (first.input, first.target) == ("sentence1: it rains 0 sentence2: 0 drops", "entailment")
@@ -123,6 +124,12 @@ def test_splits_of_a_directory(put, tmp_path):
     mpt_sets.register(tmp_path)
     assert cards.source("mpt/mnli").splits == ("train", "validation", "test")
     assert [r.input for r in rendered("mpt/mnli", "validation")] == ["premise: p hypothesis: other"]
+    # Rows to select on that are cut from the training rows are not what is tested on.
+    put("qnli", "train", [{"question": "a", "sentence": f"b{i}", "label": 1} for i in range(9)])
+    mpt_sets.register(tmp_path)
+    assert (len(rendered("mpt/qnli", "train")), len(rendered("mpt/qnli", "validation"))) == (5, 4)
+    with pytest.raises(UserError, match="'qnli' has no .*/qnli/validation.jsonl"):
+        rendered("mpt/qnli")
 
 
 def test_tables_without_header(tmp_path):
@@ -137,6 +144,12 @@ def test_tables_without_header(tmp_path):
     (tmp_path / "mr" / "test.csv").write_text("0,a,b\n")
     with pytest.raises(UserError, match=r"test.csv, row 1: 3 columns, not label, sentence"):
         rendered("lm_bff/mr")
+
+
+def test_a_directory_that_is_not_there_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setenv(tfds_source.ENVIRONMENT, str(tmp_path / "gone"))
+    with pytest.raises(UserError, match="/gone is not there; it is an argument or ZEROPROMPT_DATASETS"):
+        glue.register()
 
 
 @pytest.mark.parametrize("line, message", [("{", "line 1: not JSON"), ("[]", "line 1: not an object of fields")])

@@ -13,11 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from zeroprompt_jax.data import cards, seqio_bridge
 from zeroprompt_jax.errors import UserError, unknown
+from zeroprompt_jax.tasks import p3_names, tfds_source
 
 PACKAGE = "zeroprompt_jax.tasks"
 DIRECTORY_VARIABLE = "ZEROPROMPT_NATURAL_INSTRUCTIONS"
-P3_VARIABLE = "ZEROPROMPT_P3"
-DATASETS_VARIABLE = "ZEROPROMPT_DATASETS"
 POOL_TITLES = {"train": "train", "held_out_task": "held-out tasks", "held_out_type": "held-out types"}
 WIDTH = 100
 
@@ -34,11 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help=f"a checkout of Natural Instructions, to list its tasks too (default: ${DIRECTORY_VARIABLE})",
     )
-    parser.add_argument("--p3", metavar="DIR", help=f"P3 in its own layout, for its examples (default: ${P3_VARIABLE})")
+    parser.add_argument(
+        "--p3", metavar="DIR", help=f"P3 in its own layout, for its examples (default: ${p3_names.ENVIRONMENT})"
+    )
     parser.add_argument(
         "--datasets",
         metavar="DIR",
-        help=f"NAME/{{train,validation}}.jsonl of public data sets, for their examples (default: ${DATASETS_VARIABLE})",
+        help=f"NAME/{{train,validation}}.jsonl of public data sets, for their examples (default: ${tfds_source.ENVIRONMENT})",
     )
     parser.add_argument("--all", action="store_true", help="the name, type, pool and metrics of every task, one a line")
     parser.add_argument("--type", metavar="TYPE", help="the names of all tasks of this type")
@@ -54,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    given = {DIRECTORY_VARIABLE: args.natural_instructions, P3_VARIABLE: args.p3, DATASETS_VARIABLE: args.datasets}
-    load_modules(args.module, given)
+    given = {p3_names.ENVIRONMENT: args.p3, tfds_source.ENVIRONMENT: args.datasets}
+    load_modules(args.module, given | {DIRECTORY_VARIABLE: args.natural_instructions})
     if args.examples < 0:
         raise UserError(f"--examples={args.examples}: give zero or more.")
     if args.show:
@@ -173,6 +174,8 @@ def show(name: str, count: int) -> Iterable[str]:
     facts |= {"splits": ", ".join(source.splits), "metrics": ", ".join(card.metrics)}
     if card.options:
         facts["options"] = "; ".join(card.options)
+    if source.origin:
+        facts["rows"] = source.origin
     for key, value in facts.items():
         yield from _wrapped(f"  {key:<9}", value)
     for title, wordings in (("wordings", card.instructions), ("held-out wordings", card.held_out_instructions)):

@@ -27,11 +27,13 @@ class Source:
         for a task whose only wording is empty.
       fingerprint: a string that changes whenever the examples would.
       splits: the splits that `examples` knows.
+      origin: where the examples are read, for people; empty where that is not outside.
     """
 
     examples: Callable[[str], Iterable[Mapping[str, Any]]]
     fingerprint: str
     splits: tuple[str, ...] = ("train", "test")
+    origin: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -222,8 +222,8 @@ def _load(spec: str, path: str, extra_ids: int | None) -> Vocabulary:
         file = pathlib.Path(path).expanduser()
         if not file.exists():
             raise UserError(
-                f"Vocabulary '{spec}': there is no file {file}. Use 'bytes', 'procedural', 'packaged:t5_tiny' or the path of a "
-                f"SentencePiece .model or a tokenizer.json."
+                f"Vocabulary '{spec}': there is no file {file}. Use 'bytes', 'procedural', 'packaged:t5_tiny', the path of a "
+                f"SentencePiece .model or a tokenizer.json, or a model directory."
             )
         if file.is_dir():
             file = file_in(file)

@@ -68,10 +68,10 @@ class Evaluation:
 
     Attributes:
       tasks: per group and task a dict: `task`, `type`, `family`, `group`, `metric` (the card's first), `score` by it,
-        `metrics` (all of the card's), `baseline` with its `baseline_kind` (majority or copy), `examples`, `loss`,
-        `shuffled` and `shuffled_loss` (the control's score and loss, or None), `ranked` (whether it was answered by
-        ranking options), `per_wording` (wording's number to score) and `labels` (labelled examples of the task that
-        training was given; None where that is not known). Scores are in [0, 1].
+        `metrics` (all of the card's), `baseline` with its `baseline_kind` (majority, the best one answer to all, or copy),
+        `examples`, `loss`, `shuffled` and `shuffled_loss` (the control's score and loss, or None), `ranked` (whether it was
+        answered by ranking options), `per_wording` (wording's number to score) and `labels` (labelled examples of the task
+        that training was given; None where that is not known). Scores are in [0, 1], correlations in [-1, 1].
       losses: group to the mean cross-entropy per target token (nats, EOS included) under teacher forcing.
     """
 
@@ -183,9 +183,10 @@ def evaluate(
     for task in (task for task in tasks if "f1" in cards[task].metrics):
         orders = {tuple(example.options) for example in examples if example.task == task}
         if len(orders) > 1 or any(len(order) != 2 for order in orders):
+            shuffled = {len(order) for order in orders} == {2} and len(set(map(frozenset, orders))) == 1
             raise UserError(
                 f"Task '{task}' has the metric f1, of the second of two answer options, but its examples do not all list "
-                f"the same two in one order; leave Data.option_seed unset."
+                f"the same two in one order; {'leave Data.option_seed unset' if shuffled else 'give it macro_f1'}."
             )
     total, done = sum(map(len, sets)), 0
     runs = []
@@ -248,9 +249,11 @@ _BASELINES: dict[tuple, tuple[float, str]] = {}
 
 
 def baseline(metric: str, examples: Sequence[Example]) -> tuple[float, str]:
-    """The better of the majority answer and the copied input under a metric, and which it was."""
-    references = [e.references for e in examples]
-    majority = _score([metric], [metrics.majority_baseline(references)] * len(examples), examples)[metric]
+    """The better of the best one answer to all and the copied input under a metric, and which it was. The one answer is
+    the majority's, or where all examples list the same options any of them: under F1 the majority may score nothing."""
+    options = {frozenset(e.options) for e in examples}
+    answers = {metrics.majority_baseline([e.references for e in examples])}.union(*options if len(options) == 1 else ())
+    majority = max(_score([metric], [answer] * len(examples), examples)[metric] for answer in answers)
     copy = _score([metric], metrics.copy_baseline([e.input for e in examples]), examples)[metric]
     return (copy, "copy") if copy > majority else (majority, "majority")
 
