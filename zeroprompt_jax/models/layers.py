@@ -172,7 +172,7 @@ def weigh(scores: tuple[Array, ...], values: tuple[Array, ...], kept: tuple[Arra
 
 
 def _weigh(scores, values, kept):
-    top = functools.reduce(jnp.maximum, [s.max(axis=-1, keepdims=True) for s in scores])
+    top = functools.reduce(jnp.maximum, [s.max(axis=-1, keepdims=True, initial=-jnp.inf) for s in scores])
     powers = tuple(jnp.exp(s - top).astype(v.dtype) for s, v in zip(scores, values))
     inverse_BHT = 1 / sum(e.astype(jnp.float32).sum(axis=-1) for e in powers)
     parts = (_by_group("grhqp,gphk->grqhk", e * mask, v, len(v), jnp.float32) for e, v, mask in zip(powers, values, kept))
@@ -208,10 +208,11 @@ def _by_group(spec: str, x: Array, y: Array, groups: int, dtype: jnp.dtype) -> A
     twice as long."""
     if groups == len(x):
         return jnp.einsum(spec.replace("r", ""), x, y, preferred_element_type=dtype)
+    rows = len(x)
     left, right, out = spec.replace("->", ",").split(",")
     x, y = (split_rows(z, groups) if axes.startswith("gr") else z for z, axes in ((x, left), (y, right)))
     z = jnp.einsum(spec, x, y, preferred_element_type=dtype)
-    return z.reshape(-1, *z.shape[2:]) if out.startswith("gr") else z
+    return z.reshape(rows, *z.shape[2:]) if out.startswith("gr") else z
 
 
 def _by_query(x_BHT: Array) -> Array:
