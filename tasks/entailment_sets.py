@@ -24,8 +24,8 @@ from zeroprompt_jax.data.entailment import Reformulation
 from zeroprompt_jax.data.entailment_suite import Suite
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.tasks import json_lines
+from zeroprompt_jax.tasks.tfds_source import ENVIRONMENT
 
-ENVIRONMENT = "ZEROPROMPT_DATASETS"
 NAME = "entailment"
 _NO_LABEL = ("-", "-1")  # annotators did not agree
 _PAIR = {"first": "{premise}", "second": "{hypothesis}"}

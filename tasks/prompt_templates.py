@@ -35,8 +35,6 @@ from zeroprompt_jax.tasks import json_lines
 
 NAME = "prompt_templates"
 _ANSWER = "prompt_templates_answer"  # the field of the right answer, which no row has
-# Fields of an example that mean something to a card.
-_SPECIAL = ("options", "references", "instruction", "input_ids", "target_ids", "instruction_ids")
 MASK = "[MASK]"
 GIVEN = ("prompt", "fields")
 # Mixture of each pool.
@@ -171,7 +169,7 @@ def _examples(
 ) -> Iterator[dict[str, Any]]:
     for place, row in json_lines.rows(splits[split]):
         # A row's own fields of these names are text here, not what a source says about an example.
-        plain = {field: value for field, value in row.items() if field not in _SPECIAL}
+        plain = {field: value for field, value in row.items() if field not in cards.SPECIAL}
         if answers:
             plain |= _answered(f"{place}, template '{where}'", row, answers, label, fixed)
         yield plain

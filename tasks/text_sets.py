@@ -24,8 +24,6 @@ from zeroprompt_jax.tasks.tfds_source import Dataset, Part, Places
 VALIDATED = {"train": Part("train"), "test": Part("validation")}
 OFFICIAL = {"train": Part("train"), "validation": Part("validation"), "test": Part("test")}
 TESTED = {"train": Part("train"), "test": Part("test")}
-# Fields of an example that mean something to a card; a row's own of these names are text.
-_SPECIAL = ("references", "options", "instruction", "input_ids", "target_ids", "instruction_ids")
 Made = Iterable[Mapping[str, Any]]
 
 
@@ -97,9 +95,8 @@ class TextSet:
                 row = {**row, self.label: place}
                 target = {"target": self.words[place]} if self.words else {}
             for made in self.prepare(row, split) if self.prepare else (row,):
-                special = {key: made[key] for key in _SPECIAL if self.prepare and key in made}
-                plain = {key: value for key, value in made.items() if key not in _SPECIAL} | special
-                yield {**plain, **target}
+                # A data set's own fields of such names mean nothing to a card.
+                yield {key: made[key] for key in made if self.prepare or key not in cards.SPECIAL} | target
         except KeyError as e:
             raise UserError(
                 f"Data set '{self.dataset}': a row has no field {e}; it has {', '.join(map(str, row))}."

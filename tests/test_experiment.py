@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from zeroprompt_jax import config, experiment
+from zeroprompt_jax import answering, config, experiment
 from zeroprompt_jax.cli import main as cli
 from zeroprompt_jax.methods.prompt import Prompt
 from zeroprompt_jax.training import checkpoint, goodput
@@ -454,7 +454,7 @@ def test_soft_prompts_train_with_the_backbone_and_serve_tasks_that_were_not_trai
 
     config.load([str(home / "soft" / "config.gin")], ["methods.SoftPrompt.unseen = 'mean'"])
     made = config.make("Experiment")
-    answers = experiment.predictor(dataclasses.replace(made, train=dataclasses.replace(made.train, model_dir="soft")))
+    answers = answering.predictor(dataclasses.replace(made, train=dataclasses.replace(made.train, model_dir="soft")))
     rows = [answers.score(["101"], [["True", "False"]], task)[0] for task in ("toy_odd", "toy_first", "toy_parity", None)]
     assert all(np.isfinite(row).all() for row in rows) and len({tuple(row) for row in rows}) == 4
     capsys.readouterr()

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from zeroprompt_jax import experiment
+from zeroprompt_jax import answering, experiment
 from zeroprompt_jax.data import cards
 from zeroprompt_jax.data.pipeline import Data
 from zeroprompt_jax.data.stream import TrainStream
@@ -95,7 +95,7 @@ def rows(root: Path) -> dict:
         report[name] = partitioning.local_rows(sharding, ROWS).tolist()
     lengths = {"inputs": 24, "targets": 8, "instructions": 24}
     grouped = made(root, "bad", feature_lengths=lengths, batching="grouped", instruction_groups=2)
-    for name, action in (("groups", experiment.train), ("predictor", experiment.predictor)):
+    for name, action in (("groups", experiment.train), ("predictor", answering.predictor)):
         try:
             action(grouped)
         except UserError as e:

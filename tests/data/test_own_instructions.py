@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from zeroprompt_jax import experiment
+from zeroprompt_jax import answering
 from zeroprompt_jax.data import cache, cards
 from zeroprompt_jax.data.batches import EvalSet, Features, TrainStream
 from zeroprompt_jax.data.shards import Shard
@@ -115,7 +115,7 @@ def test_a_file_cannot_name_their_tasks(store, tmp_path, row):
     (tmp_path / "a.jsonl").write_text(json.dumps({"input": "x", **row}))
     made = SimpleNamespace(data=SimpleNamespace(register=lambda modules: None))
     with pytest.raises(UserError, match="'own' bring their own instructions, which only evaluation reads"):
-        experiment.infer_run(made, str(tmp_path / "out.jsonl"), str(tmp_path / "a.jsonl"), task="own")
+        answering.infer_run(made, str(tmp_path / "out.jsonl"), str(tmp_path / "a.jsonl"), task="own")
 
 
 def columns(folder):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from zeroprompt_jax import experiment
+from zeroprompt_jax import answering
 from zeroprompt_jax.data import cache, cards
 from zeroprompt_jax.data.batches import EvalSet, Features, TrainStream
 from zeroprompt_jax.data.store import CUTS
@@ -116,7 +116,7 @@ def test_inference_reads_what_evaluation_reads(tmp_path, apart):
     )
     data = SimpleNamespace(register=lambda modules: None, option_seed=None)
     run = SimpleNamespace(data=data, evaluate=SimpleNamespace(strategy=None))
-    assert experiment.infer_run(run, str(tmp_path / "out.jsonl"), task="behind", made=made) == 8
+    assert answering.infer_run(run, str(tmp_path / "out.jsonl"), task="behind", made=made) == 8
     [batch] = EvalSet(store, ["behind"], "test", features).batches(8)
     before = [] if apart else V.encode(f"{WORDING} ")
     for row, ids in zip(batch["encoder_input_tokens"], read):

@@ -47,11 +47,11 @@ def run(args: argparse.Namespace) -> int:
     if args.task_file and (given := [name for name, value in keeping.items() if value is not None]):
         raise UserError(f"--{given[0]} is for what a run's own method makes; tasks' files bring theirs: leave one out.")
     settings = runs.load(args)
-    from zeroprompt_jax import experiment, export
+    from zeroprompt_jax import answering, export
 
     runs.begin()
     made = export.predictor(settings, args.task_file, args.checkpoint) if args.task_file else None
-    count = experiment.infer_run(
+    count = answering.infer_run(
         settings, args.output, args.input, args.task, args.split, args.module, args.checkpoint, made, **keeping
     )
     print(f"{count:,} rows answered; {args.output}")

@@ -14,6 +14,8 @@ from zeroprompt_jax.errors import UserError, unknown
 
 POOLS = ("train", "held_out_task", "held_out_type")
 SPLITS = ("train", "validation", "test")
+# Fields of an example that are no text for a template: see `Source`; ids are what a SeqIO task has tokenised itself.
+SPECIAL = ("references", "options", "instruction", "input_ids", "target_ids", "instruction_ids")
 
 
 @dataclasses.dataclass(frozen=True)
