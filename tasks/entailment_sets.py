@@ -23,7 +23,7 @@ from zeroprompt_jax.data.encoder_vocabulary import load_encoder_vocabulary
 from zeroprompt_jax.data.entailment import Reformulation
 from zeroprompt_jax.data.entailment_suite import Suite
 from zeroprompt_jax.errors import UserError
-from zeroprompt_jax.tasks import json_lines
+from zeroprompt_jax.tasks import json_lines, natural_instructions
 from zeroprompt_jax.tasks.tfds_source import ENVIRONMENT
 
 NAME = "entailment"
@@ -160,7 +160,7 @@ def suite(
     directory: str | os.PathLike | None = None,
     length: int = 128,
     pairs: int | None = None,
-    more: Iterable[str] = (),
+    natural_instructions_dir: str | os.PathLike | None = None,
 ) -> Suite:
     """The directory's sets as the entailment study takes them; MNLI is what is trained on before.
 
@@ -169,10 +169,16 @@ def suite(
       directory: as of `register`.
       length: tokens of a row.
       pairs: so many of MNLI's at most.
-      more: names of registered tasks, of which those answered by yes or no are added.
+      natural_instructions_dir: of the public repository; its training tasks that are answered by yes or no are added, with
+        at most 400 instances to draw from and 50 to test on.
     """
     names = [name.removeprefix(f"{NAME}/") for name in register(directory)]
     found = cards.source(f"{NAME}/mnli").examples("train") if "mnli" in names else ()
     put = {f"{NAME}/{name}": SETS[name].task for name in names if name != "mnli"}
     inference = tuple(itertools.islice(found, pairs))
-    return Suite(load_encoder_vocabulary(vocabulary), put | yes_no(more), length, inference)
+    if natural_instructions_dir is not None:
+        natural_instructions.register_directory(
+            natural_instructions_dir, max_instances=400, held_back=50, list_options=True
+        )
+        put |= yes_no(cards.mixture(natural_instructions.TRAIN_MIXTURE))
+    return Suite(load_encoder_vocabulary(vocabulary), put, length, inference)

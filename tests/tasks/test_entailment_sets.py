@@ -10,7 +10,7 @@ from zeroprompt_jax.data import cards, entailment, few_shot
 from zeroprompt_jax.data.encoder_vocabulary import words_vocabulary
 from zeroprompt_jax.data.reformulation import as_text
 from zeroprompt_jax.errors import UserError
-from zeroprompt_jax.tasks import entailment_sets, natural_instructions
+from zeroprompt_jax.tasks import entailment_sets
 from zeroprompt_jax.tasks.entailment_sets import SETS
 
 ROWS = {
@@ -172,7 +172,15 @@ def test_real_sets(unpacked):
 
 
 @pytest.mark.slow
-def test_real_yes_or_no_tasks(unpacked):
-    natural_instructions.register_directory(unpacked("natural-instructions"), list_options=True)
-    found = entailment_sets.yes_no(cards.task_names())
-    assert len(found) > 40 and "task116_com2sense_commonsense_reasoning" not in found
+def test_real_yes_or_no_tasks(unpacked, tmp_path):
+    """Those that have examples to train on and examples to test on, each with enough of both answers for 16 of each."""
+    told = tmp_path / "vocab.txt"
+    told.write_text("".join(f"{piece}\n" for piece in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", ".")))
+    classification, instructions = unpacked("classification"), unpacked("natural-instructions")
+    made = entailment_sets.suite(str(told), classification, pairs=50, natural_instructions_dir=instructions)
+    assert len(made.inference) == 50 and {f"entailment/{name}" for name in ("sst2", "rte", "cb")} < set(made.tasks)
+    found = [name for name in made.tasks if name.startswith("task")]
+    assert len(found) == 38 and "task116_com2sense_commonsense_reasoning" not in found
+    for name in found:
+        assert min(collections.Counter(entailment.classified(name, "train")[1]).values()) > 16, name
+        assert entailment.classified(name, "test")[1], name
