@@ -44,6 +44,7 @@ CONFIGURABLES = {
     "methods.SoftPrompt": "zeroprompt_jax.methods.soft_prompt:SoftPrompt",
     "methods.Prefix": "zeroprompt_jax.methods.prefix:Prefix",
     "methods.Adapter": "zeroprompt_jax.methods.adapter:Adapter",
+    "methods.Compacter": "zeroprompt_jax.methods.compacter:Compacter",
     "methods.LoRA": "zeroprompt_jax.methods.lora:LoRA",
     "methods.IA3": "zeroprompt_jax.methods.ia3:IA3",
     "methods.Bias": "zeroprompt_jax.methods.bias:Bias",

@@ -11,6 +11,7 @@ import tiny_t5
 from zeroprompt_jax.methods.adapter import Adapter
 from zeroprompt_jax.methods.base import Setting
 from zeroprompt_jax.methods.bias import Bias
+from zeroprompt_jax.methods.compacter import Compacter
 from zeroprompt_jax.methods.ia3 import IA3
 from zeroprompt_jax.methods.initialisers import Uniform
 from zeroprompt_jax.methods.lora import LoRA
@@ -30,6 +31,7 @@ METHODS = {
     "prefix_mlp": Prefix(2, bottleneck=3, sublayers=("encoder/.*", "decoder/cross_attention")),
     "series": Adapter(3, sublayers=("encoder/.*", "decoder/cross_attention")),
     "parallel": Adapter(3, "parallel", scaling=4.0, sublayers=".*mlp"),
+    "compacter": Compacter(4, division=2, sublayers=("encoder/.*", "decoder/cross_attention")),
     "lora": LoRA(2, alpha=4.0),
     "ia3": IA3(),
     "bias": Bias(),

@@ -12,6 +12,7 @@ import tiny_t5
 from zeroprompt_jax.methods.adapter import Adapter
 from zeroprompt_jax.methods.base import Setting, bind
 from zeroprompt_jax.methods.bias import Bias
+from zeroprompt_jax.methods.compacter import Compacter
 from zeroprompt_jax.methods.entailment import Entailment
 from zeroprompt_jax.methods.ia3 import IA3
 from zeroprompt_jax.methods.lora import LoRA
@@ -27,6 +28,7 @@ METHODS = {
     "full": Entailment(3, train_backbone=True),
     "lora": Entailment(0, beside=LoRA(2, targets=".*")),
     "adapter": Entailment(3, beside=Adapter(3)),
+    "compacter": Entailment(3, beside=Compacter(4, division=2)),
     "bias": Entailment(0, beside=Bias()),
     "ia3": Entailment(0, "copied", beside=IA3()),
 }

@@ -15,6 +15,7 @@ from zeroprompt_jax.evaluation import entailment as serving
 from zeroprompt_jax.methods.adapter import Adapter
 from zeroprompt_jax.methods.base import Setting
 from zeroprompt_jax.methods.bias import Bias
+from zeroprompt_jax.methods.compacter import Compacter
 from zeroprompt_jax.methods.entailment import Entailment, collapse, place_of_entailment
 from zeroprompt_jax.methods.ia3 import IA3
 from zeroprompt_jax.methods.initialisers import Tokens
@@ -60,6 +61,7 @@ COUNTS = {
     Entailment(0, beside=LoRA(4)): L * 2 * 4 * 2 * D + HEAD,
     Entailment(0, beside=LoRA(108)): L * 2 * 108 * 2 * D + HEAD,
     Entailment(0, beside=Adapter(64)): 2 * L * (2 * D * 64 + 64 + D) + HEAD,
+    Entailment(0, beside=Compacter(64)): 2 * L * 3 * (D + 64) + 4**3 + HEAD,
     Entailment(0, beside=Bias()): L * (3 * D + F + D) + HEAD,
     Entailment(0, "shared", beside=IA3()): L * (2 * D + F),
 }

@@ -13,6 +13,7 @@ from zeroprompt_jax.methods import initialisers
 from zeroprompt_jax.methods.adapter import Adapter
 from zeroprompt_jax.methods.base import Method, Setting
 from zeroprompt_jax.methods.bias import Bias
+from zeroprompt_jax.methods.compacter import Compacter
 from zeroprompt_jax.methods.entailment import Entailment
 from zeroprompt_jax.methods.full import Classification, Full, MaskedLM
 from zeroprompt_jax.methods.hint import Hint
@@ -65,6 +66,7 @@ COUNTS = {
     Prefix(20, bottleneck=512): 3 * (20 * D + D * 512 + 512 + 2 * (512 + 1) * L * HK),
     Adapter(64): 5 * L * (D * 64 + 64 + 64 * D + D),  # behind two sublayers of the encoder and three of the decoder
     Adapter(64, "parallel", sublayers=".*mlp"): 2 * L * (2 * D * 64 + 64 + D),
+    Compacter(32): 5 * L * 3 * (D + 32) + 4**3,
     LoRA(8): 3 * L * 2 * 8 * (D + HK),
     LoRA(4, targets=".*"): 4 * L * (12 * (D + HK) + 6 * (D + F)),  # 3 attentions × 4 projections, 2 MLPs × 3
     IA3(): 3 * L * 2 * HK + 2 * L * F,
@@ -81,19 +83,34 @@ def test_numbers_of_parameters_at_t5_base(method):
         assert states.count(states.flatten(made)) == tasks * COUNTS[method]
 
 
-@pytest.mark.parametrize("name", ["series", "parallel", "lora", "ia3", "bias"])
+@pytest.mark.parametrize("name", ["series", "parallel", "compacter", "lora", "ia3", "bias"])
 def test_at_first_the_backbone_is_unchanged(name):
     batch, first = cases.batch(), cases.initial(name)
     plain = tiny_t5.logits(CONFIG, batch["encoder_input_tokens"], batch["decoder_input_tokens"])
     np.testing.assert_allclose(cases.logits(cases.per_task(name), first, batch), plain, atol=1e-5)
     for path, leaf in cases.bank(name).items():  # each leaf that says so is alone enough to change it
-        if path.endswith(("/a", "/down", "/down_bias")):
+        if path.endswith(("/a", "/down", "/down_bias", "/rule", "/down_left", "/down_right", "/up_right")):
             continue
         other = first | {path: leaf}
         changed = np.abs(cases.logits(cases.per_task(name), other, batch) - plain).max((1, 2))
         assert (changed > 1e-3).all(), path
     again = cases.initial(name)
     assert all(np.array_equal(again[path], leaf) for path, leaf in first.items())
+
+
+def test_a_compacters_matrices_are_sums_of_kronecker_products():
+    method, params = cases.per_task("compacter"), cases.bank("compacter")
+    made = method.build(states.unflatten(params)["method"]).encoder.mlp.adapter
+    own = {path.rpartition("/")[2]: leaf for path, leaf in params.items() if "/encoder/mlp/" in path}
+    for task, layer in ((0, 1), (9, 0)):
+        rule = params["method/compacter/rule"][task]
+        for name, found in (("down", made.down), ("up", made.up)):
+            left, right = own[f"{name}_left"][task, layer], own[f"{name}_right"][task, layer]
+            wanted = sum(np.kron(rule[i], np.outer(left[i], right[i])) for i in range(method.division))
+            np.testing.assert_allclose(found[layer, task], wanted, atol=1e-6)
+    fresh = Compacter(24).init(jax.random.key(0), Setting(BASE, ("one",)))  # down begins at an adapter's scale
+    down = Compacter(24).build(fresh).encoder.mlp.adapter.down
+    assert 0.8 < np.std(down) / (3 * D) ** -0.5 < 1.2
 
 
 def test_a_bias_of_the_keys_changes_nothing():

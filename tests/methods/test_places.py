@@ -10,6 +10,7 @@ from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.methods import places
 from zeroprompt_jax.methods.adapter import Adapter
 from zeroprompt_jax.methods.bias import Bias
+from zeroprompt_jax.methods.compacter import Compacter
 from zeroprompt_jax.methods.ia3 import IA3
 from zeroprompt_jax.methods.lora import LoRA
 from zeroprompt_jax.models import t5
@@ -59,6 +60,8 @@ def test_other_mistakes():
         (lambda: LoRA(0), "LoRA.rank is 0"),
         (lambda: Adapter(0), "Adapter.rank is 0"),
         (lambda: Adapter(placement="serial"), "Unknown adapter placement 'serial'. Did you mean 'series'"),
+        (lambda: Compacter(6), "Compacter.division is 4; it must be at least 1 and divide rank 6"),
+        (lambda: Compacter(9, division=3).init(None, cases.setting()), "division 3 does not divide the backbone's emb_dim 16"),
         (lambda: Adapter(activation="gelo"), "Unknown activation 'gelo'. Did you mean 'gelu'"),
     ]:
         with pytest.raises(UserError, match=message):

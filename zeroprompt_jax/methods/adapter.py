@@ -64,9 +64,11 @@ class Adapter(Bank):
         return super().logical_axes(path)
 
     def build(self, groups):
-        def sublayer(leaves):
-            up, up_bias = self.scaling * leaves["up"], self.scaling * leaves["up_bias"]
-            options = dict(placement=self.placement, activation=self.activation)
-            return Sublayer(adapter=conditioning.Adapter(leaves["down"], up, leaves["down_bias"], up_bias, **options))
+        made = lambda leaves: self.inserted(leaves["down"], leaves["down_bias"], leaves["up"], leaves["up_bias"])
+        return places.condition(groups["adapter"], made)
 
-        return places.condition(groups["adapter"], sublayer)
+    def inserted(self, down: jax.Array, down_bias: jax.Array, up: jax.Array, up_bias: jax.Array) -> Sublayer:
+        """What a sublayer receives of [L, G, D, R], [L, G, R], [L, G, R, D] and [L, G, D]."""
+        options = dict(placement=self.placement, activation=self.activation)
+        up, up_bias = self.scaling * up, self.scaling * up_bias
+        return Sublayer(adapter=conditioning.Adapter(down, up, down_bias, up_bias, **options))
