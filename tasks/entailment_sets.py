@@ -1,145 +1,61 @@
-"""Classification sets read from a directory, each with the way in which it is put as entailment, and MNLI to train on before.
+"""How classification sets of the registries glue, super_glue and lm_bff are put as entailment.
 
-The directory, an argument or ZEROPROMPT_DATASETS, holds NAME/train.jsonl and NAME/validation.jsonl. What is tested on is the
-validation split, whether or not there is a test.jsonl: GLUE and SuperGLUE keep that one's labels to themselves. A row's label
-may be a class's number, as there, or its name. `yes_no` finds more such tasks among registered ones, those of Natural
-Instructions for instance.
+Two uses: `suite`, for an encoder and `zeroprompt entail`; and the tasks NAME/entailment with the mixture `entailment`, the
+same rows as text to text, for a T5. `yes_no` finds more such tasks among registered ones, those of Natural Instructions for
+instance.
 
-Sources: Wang et al. 2019, GLUE (arXiv 1804.07461) and SuperGLUE (arXiv 1905.00537); the description of SST-2 is that of Kim
-et al. 2023 (arXiv 2301.13345), section 4.
+Sources: Kim et al. 2023 (arXiv 2301.13345), section 4 and published code, for the descriptions of SST-2, MR, CR, MPQA, Subj
+and CoLA; Wang et al. 2021 (arXiv 2104.14690) for a description of each of several classes. The other descriptions are ours.
 """
 
-import dataclasses
-import functools
 import itertools
-import json
 import os
-import pathlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from zeroprompt_jax.data import cards
 from zeroprompt_jax.data.encoder_vocabulary import load_encoder_vocabulary
-from zeroprompt_jax.data.entailment import Reformulation
 from zeroprompt_jax.data.entailment_suite import Suite
+from zeroprompt_jax.data.reformulation import Reformulation, as_text
 from zeroprompt_jax.errors import UserError
-from zeroprompt_jax.tasks import json_lines, natural_instructions
-from zeroprompt_jax.tasks.tfds_source import ENVIRONMENT
+from zeroprompt_jax.tasks import glue, lm_bff, natural_instructions, nli_sets, super_glue
 
 NAME = "entailment"
-_NO_LABEL = ("-", "-1")  # annotators did not agree
-_PAIR = {"first": "{premise}", "second": "{hypothesis}"}
-_THREE = {"first": "{premise}", "second": "{hypothesis} , that is {label} ."}
+_GOOD = ("terrible", "great")
 
 
-@dataclasses.dataclass(frozen=True)
-class Set:
-    """A set's classes in the order of their numbers, and how it is put.
-
-    Attributes:
-      classes: names of the classes, the answers of the text-to-text task.
-      task: the same as entailment.
-      instruction, type: of the text-to-text task.
-      named: other names that files have for classes.
-      opening: what every text begins with in some files, which is left out.
-    """
-
-    classes: tuple[str, ...]
-    task: Reformulation
-    instruction: str
-    type: str = "textual entailment"
-    named: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    opening: str = ""
-
-    def row(self, place: str, row: Mapping[str, Any]) -> dict[str, str] | None:
-        """A row's fields and its class's name as `label`; None where it has no class."""
-        if missing := [field for field in (*self.task.fields, "label") if field not in row]:
-            raise UserError(f"{place}: the row has no field '{missing[0]}'; it has {', '.join(row)}.")
-        told = str(row["label"])
-        if told in _NO_LABEL:
-            return None
-        numbers = {str(i): name for i, name in enumerate(self.classes)}
-        label = {**numbers, **self.named, **{name: name for name in self.classes}}.get(told)
-        if label is None:
-            raise UserError(f"{place}: the label '{told}' is none of {', '.join(self.classes)}.")
-        return {**{f: str(row[f]).strip().removeprefix(self.opening).strip() for f in self.task.fields}, "label": label}
+def _pair(*labels: str, first: str, second: str, positive: int) -> Reformulation:
+    return Reformulation(labels, first=f"{{{first}}}", second=f"{{{second}}}", positive=positive)
 
 
-_NLI = ("entailment", "neutral", "contradiction")
-_NLI_ASKED = "Does the premise entail the hypothesis, contradict it, or neither?"
-SETS = {
-    "mnli": Set(_NLI, Reformulation(("true", "unclear", "false"), **_THREE), _NLI_ASKED),
-    "sst2": Set(
-        ("negative", "positive"),
-        Reformulation(("terrible", "great")),
-        "Is this review negative or positive?",
-        type="sentiment",
-        named={"Bad": "negative", "Good": "positive"},
-        opening="Text:",
+# The labels stand in the order of the cards' options.
+PUT = {
+    "glue/sst2": Reformulation(_GOOD),
+    "glue/cola": Reformulation(("incorrect", "correct")),
+    "glue/mrpc": _pair("different", "same", first="sentence1", second="sentence2", positive=1),
+    "glue/qqp": _pair("different", "same", first="question1", second="question2", positive=1),
+    "glue/qnli": _pair("answer", "none", first="question", second="sentence", positive=0),
+    "glue/rte": _pair("true", "unclear", first="sentence1", second="sentence2", positive=0),
+    "super_glue/cb": Reformulation(
+        ("true", "false", "unclear"), first="{premise}", second="{hypothesis} , that is {label} ."
     ),
-    "rte": Set(
-        ("entailment", "not_entailment"),
-        Reformulation(("entailment", "not_entailment"), positive=0, **_PAIR),
-        "Does the premise entail the hypothesis?",
-    ),
-    "cb": Set(
-        ("entailment", "contradiction", "neutral"),
-        Reformulation(("true", "false", "unclear"), **_THREE),
-        _NLI_ASKED,
+    "lm_bff/mr": Reformulation(_GOOD),
+    "lm_bff/cr": Reformulation(_GOOD),
+    "lm_bff/mpqa": Reformulation(("negative", "positive")),
+    "lm_bff/subj": Reformulation(("subjective", "objective"), second="this is {label} ."),
+    "lm_bff/sst-5": Reformulation(("terrible", "bad", "okay", "good", "great")),
+    "lm_bff/trec": Reformulation(
+        ("description", "entity", "abbreviation", "human", "number", "location"),
+        first="{text}",
+        second="it asks for a {label} .",
     ),
 }
 
 
-def register(directory: str | os.PathLike | None = None) -> tuple[str, ...]:
-    """Registers entailment/NAME for every set that the directory has, and the mixture `entailment`. Registering again
-    replaces what was registered before.
-
-    Returns:
-      the tasks' names.
-
-    Raises:
-      UserError: no directory, or none of the sets in it.
-    """
-    directory = directory or os.environ.get(ENVIRONMENT)
-    if not directory:
-        raise UserError(f"Entailment sets: name their directory, as an argument or in {ENVIRONMENT}.")
-    root, names = pathlib.Path(directory).expanduser(), []
-    for name, told in SETS.items():
-        if not (root / name).is_dir():
-            continue
-        files = json_lines.splits(root / name)
-        files |= {"test": files.pop("validation")} if "validation" in files else {}
-        card = cards.TaskCard(
-            name=f"{NAME}/{name}",
-            type=told.type,
-            instructions=(told.instruction,),
-            family=name,
-            input_template=" ".join(f"{field}: {{{field}}}" for field in told.task.fields),
-            target_template="{label}",
-            options=told.classes,
-            metrics=("exact_match", "macro_f1"),
-        )
-        how = json.dumps([told.classes, dict(told.named), told.opening])
-        source = cards.Source(
-            functools.partial(_examples, told, files),
-            f"entailment sets 1 {json_lines.digest(files)} {how}",
-            tuple(files),
-        )
-        names.append(cards.register(card, source, replace=True).name)
-    if not names:
-        raise UserError(f"Entailment sets: the directory {root} has none of {', '.join(SETS)}.")
-    cards.register_mixture(NAME, names)
-    return tuple(names)
-
-
-def _examples(told: Set, files: Mapping[str, pathlib.Path], split: str) -> Iterator[dict[str, str]]:
-    if split not in files:
-        here = ", ".join(str(file) for file in files.values())
-        raise UserError(f"Entailment sets: there is no {split} split beside {here}.")
-    for place, row in json_lines.rows(files[split]):
-        example = told.row(place, row)
-        if example is not None:
-            yield example
+def register() -> None:
+    """Registers NAME/entailment for every task of PUT, and the mixture `entailment`, over the tasks as they are registered
+    now."""
+    put = [as_text(cards.card(name), cards.source(name), task) for name, task in PUT.items()]
+    cards.register_mixture(NAME, [cards.register(card, source, replace=True).name for card, source in put])
 
 
 def yes_no(names: Iterable[str]) -> dict[str, Reformulation]:
@@ -157,28 +73,54 @@ def yes_no(names: Iterable[str]) -> dict[str, Reformulation]:
 
 def suite(
     vocabulary: str,
-    directory: str | os.PathLike | None = None,
+    tasks: Sequence[str] = ("glue/sst2", "glue/rte", "super_glue/cb"),
+    inference: Sequence[str] = ("nli/mnli",),
     length: int = 128,
     pairs: int | None = None,
+    directory: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike | None = None,
     natural_instructions_dir: str | os.PathLike | None = None,
 ) -> Suite:
-    """The directory's sets as the entailment study takes them; MNLI is what is trained on before.
+    """Tasks as the entailment study takes them.
 
     Args:
       vocabulary: of the encoder, as of `load_encoder_vocabulary`.
-      directory: as of `register`.
+      tasks: names in PUT.
+      inference: names of `nli_sets`, whose training pairs the encoder is trained on before, in this order.
       length: tokens of a row.
-      pairs: so many of MNLI's at most.
+      pairs: so many of each of them at most.
+      directory, data_dir: where the rows are, as of `glue.register`.
       natural_instructions_dir: of the public repository; its training tasks that are answered by yes or no are added, with
         at most 400 instances to draw from and 50 to test on.
+
+    Raises:
+      UserError: a name that is not in PUT or no task of inference; and as reading does.
     """
-    names = [name.removeprefix(f"{NAME}/") for name in register(directory)]
-    found = cards.source(f"{NAME}/mnli").examples("train") if "mnli" in names else ()
-    put = {f"{NAME}/{name}": SETS[name].task for name in names if name != "mnli"}
-    inference = tuple(itertools.islice(found, pairs))
+    if directory is not None or data_dir is not None:
+        for registry in (glue, super_glue, nli_sets, lm_bff):
+            registry.register(directory, data_dir)
+        register()
+    for name in tasks:
+        if name not in PUT:
+            raise UserError(f"Entailment sets: '{name}' is not put as entailment; there is {', '.join(PUT)}.")
+    put = {name: PUT[name] for name in tasks}
     if natural_instructions_dir is not None:
         natural_instructions.register_directory(
             natural_instructions_dir, max_instances=400, held_back=50, list_options=True
         )
         put |= yes_no(cards.mixture(natural_instructions.TRAIN_MIXTURE))
-    return Suite(load_encoder_vocabulary(vocabulary), put, length, inference)
+    told = [pair for name in inference for pair in itertools.islice(_pairs(name), pairs)]
+    return Suite(load_encoder_vocabulary(vocabulary), put, length, told)
+
+
+def _pairs(name: str) -> Iterator[Mapping[str, str]]:
+    """A task's training pairs: `premise`, `hypothesis` and `label`, one of nli_sets' words."""
+    card = cards.card(name)
+    if sorted(card.options) != sorted(nli_sets.NLI):
+        raise UserError(f"Entailment sets: '{name}' is no task of inference; there is {', '.join(cards.mixture('nli'))}.")
+    for row in cards.source(name).examples("train"):
+        premise = row["premise"] if "premise" in row else row["context"]  # ANLI's name of it
+        yield {"premise": premise, "hypothesis": row["hypothesis"], "label": row["target"]}
+
+
+register()

@@ -32,6 +32,12 @@ def rounded(row: Mapping[str, Any], split: str) -> Iterator[Mapping[str, Any]]:
         yield {**row, "target": f"{round(float(row['label']) * 5) / 5:.1f}"}
 
 
+def review(row: Mapping[str, Any], split: str) -> Iterator[Mapping[str, Any]]:
+    """SST-2's text without the "Text:" that it begins with in files of repositories that turn sets into instructions."""
+    del split
+    yield {**row, "sentence": row["sentence"].removeprefix("Text:").strip()}
+
+
 SETS = (
     TextSet(
         name="cola",
@@ -47,7 +53,9 @@ SETS = (
         type="sentiment analysis",
         text=fields("sentence"),
         words=("negative", "positive"),
+        named={"Bad": "negative", "Good": "positive"},  # in the files that texts begin with "Text:" in
         domain="movie reviews",
+        prepare=review,
     ),
     TextSet(
         name="mrpc",

@@ -1,4 +1,4 @@
-"""Classification sets of a directory and of Natural Instructions, put as entailment."""
+"""Registered classification sets, and tasks of Natural Instructions, put as entailment."""
 
 import collections
 import json
@@ -8,19 +8,19 @@ import pytest
 
 from zeroprompt_jax.data import cards, entailment, few_shot
 from zeroprompt_jax.data.encoder_vocabulary import words_vocabulary
-from zeroprompt_jax.data.reformulation import as_text
 from zeroprompt_jax.errors import UserError
-from zeroprompt_jax.tasks import entailment_sets
-from zeroprompt_jax.tasks.entailment_sets import SETS
+from zeroprompt_jax.tasks import entailment_sets, glue, lm_bff, nli_sets, super_glue
+from zeroprompt_jax.tasks.entailment_sets import PUT
 
 ROWS = {
-    "mnli": [{"premise": f"p {i}", "hypothesis": f"h {i}", "label": l} for i, l in enumerate(["neutral", "-", "0", 2])],
+    "mnli": [{"premise": f"p {i}", "hypothesis": f"h {i}", "label": l} for i, l in enumerate(["neutral", "-", 0, 2])],
+    "anli_r1": [{"premise": "p", "hypothesis": "h", "label": "c"}],
     "sst2": [{"sentence": "Text: so good . ", "label": "Good"}, {"sentence": "bad", "label": 0}],
     "rte": [{"premise": f"p {i}", "hypothesis": f"h {i}", "label": i % 2} for i in range(40)],
 }
-WORDS = words_vocabulary(
-    ["p", "h", "so", "good", "bad", "it", "was", "great", "terrible", ".", "true", "unclear", "false"]
-)
+PIECES = ["p", "h", "so", "good", "bad", "it", "was", "great", "terrible", ".", "true", "unclear", "false"]
+WORDS = words_vocabulary(PIECES)
+SETS = ("glue/sst2", "glue/rte")
 
 
 @pytest.fixture(autouse=True)
@@ -41,92 +41,105 @@ def directory(tmp_path):
     return write
 
 
-def test_sets_of_a_directory(directory):
-    assert entailment_sets.register(directory(ROWS)) == ("entailment/mnli", "entailment/sst2", "entailment/rte")
-    assert list(cards.mixture("entailment")) == ["entailment/mnli", "entailment/sst2", "entailment/rte"]
-    examples, gold = entailment.classified("entailment/mnli", "train")
-    assert [e["label"] for e in examples] == ["neutral", "entailment", "contradiction"] and gold == [1, 0, 2]
-    examples, gold = entailment.classified("entailment/sst2", "test")
-    assert examples == [{"sentence": "so good .", "label": "positive"}, {"sentence": "bad", "label": "negative"}]
-    made = entailment.rows(SETS["sst2"].task, examples, gold, WORDS, 32)
-    assert made.labels.tolist() == [1, 0]
-    assert WORDS.decode(made.encoder_input_tokens[0]) == "so good . it was great ."
+@pytest.fixture
+def vocabulary(tmp_path):
+    told = tmp_path / "vocab.txt"
+    told.write_text("".join(f"{piece}\n" for piece in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *PIECES)))
+    return str(told)
+
+
+def test_a_suite_of_a_directory(directory, vocabulary):
+    inference = ("nli/mnli", "nli/anli_r1")
+    made = entailment_sets.suite(vocabulary, SETS, inference, 32, directory=directory(ROWS))
+    assert made.tasks == {name: PUT[name] for name in SETS} and made.length == 32
+    assert [pair["label"] for pair in made.inference] == ["neutral", "entailment", "contradiction", "contradiction"]
+    assert made.inference[-1] == {"premise": "p", "hypothesis": "h", "label": "contradiction"}
+    assert len(entailment_sets.suite(vocabulary, SETS, inference, pairs=2).inference) == 3  # two of each at most
+    examples, gold = entailment.classified("glue/sst2", "test")
+    assert [e["sentence"] for e in examples] == ["so good .", "bad"] and gold == [1, 0]
+    rows = entailment.rows(PUT["glue/sst2"], examples, gold, WORDS, 32)
+    assert rows.labels.tolist() == [1, 0]
+    assert WORDS.decode(rows.encoder_input_tokens[0]) == "so good . it was great ."
     # Who entails is of class 0 in RTE: what is scored is the class, not the row.
-    examples, gold = entailment.classified("entailment/rte", "train")
-    made = entailment.rows(SETS["rte"].task, examples, gold, WORDS, 32)
-    assert (made.labels == 1).tolist() == [g == 0 for g in gold]
-    assert entailment.predictions(made, made.labels).tolist() == gold
+    examples, gold = entailment.classified("glue/rte", "train")
+    rows = entailment.rows(PUT["glue/rte"], examples, gold, WORDS, 32)
+    assert (rows.labels == 1).tolist() == [g == 0 for g in gold]
+    assert entailment.predictions(rows, rows.labels).tolist() == gold
+
+
+def test_every_set_is_put_in_the_order_of_its_classes():
+    """What a description says is what the registry's own word says, or its opposite."""
+    same = {
+        "glue/sst2": "negative positive",
+        "glue/cola": "unacceptable acceptable",
+        "glue/mrpc": "not_equivalent equivalent",
+        "glue/qqp": "not_duplicate duplicate",
+        "glue/qnli": "entailment not_entailment",
+        "glue/rte": "entailment not_entailment",
+        "super_glue/cb": "entailment contradiction neutral",
+        "lm_bff/mr": "terrible great",
+        "lm_bff/cr": "terrible great",
+        "lm_bff/mpqa": "terrible great",
+        "lm_bff/subj": "subjective objective",
+        "lm_bff/sst-5": "terrible bad okay good great",
+        "lm_bff/trec": "Description Entity Expression Human Number Location",
+    }
+    for registry in (glue, super_glue, lm_bff, nli_sets):
+        registry.register()
+    assert {name: " ".join(cards.card(name).options) for name in PUT} == same
+    for name, task in PUT.items():
+        assert len(task.labels) == len(cards.card(name).options)
+        assert set(task.fields) <= set(cards.card(name).input_template.replace("}", "{").split("{")), name
+        positive = cards.card(name).options[task.positive]
+        assert task.describes or positive in ("equivalent", "duplicate", "entailment"), name
 
 
 def test_the_test_split_has_no_part_in_a_few_shot_split(directory):
     """Poisoned test labels change neither which examples are drawn nor a row that is trained or selected on."""
 
     def drawn():
-        entailment_sets.register(root)
-        examples, gold = entailment.classified("entailment/rte", "train")
+        glue.register(root)
+        examples, gold = entailment.classified("glue/rte", "train")
         split = few_shot.per_class(examples, gold, 5, 13)
         chosen = [[examples[i] for i in part] for part in (split.train, split.dev)]
         rows = [
-            entailment.rows(SETS["rte"].task, part, [gold[i] for i in numbers], WORDS, 32)
+            entailment.rows(PUT["glue/rte"], part, [gold[i] for i in numbers], WORDS, 32)
             for part, numbers in zip(chosen, split[:2], strict=True)
         ]
         return split, [r.encoder_input_tokens.tobytes() + r.labels.tobytes() for r in rows]
 
     root = directory(ROWS)
-    before, test = drawn(), entailment.classified("entailment/rte", "test")[1]
+    before, test = drawn(), entailment.classified("glue/rte", "test")[1]
     poisoned = [{**row, "label": 1 - row["label"]} for row in ROWS["rte"]]
     (root / "rte" / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in poisoned))
-    assert drawn() == before and entailment.classified("entailment/rte", "test")[1] == [1 - c for c in test]
-
-
-def test_hidden_test_labels_are_not_tested_on(directory):
-    root = directory({"rte": ROWS["rte"]})
-    (root / "rte" / "test.jsonl").write_text(json.dumps({"premise": "p", "hypothesis": "h", "label": -1}) + "\n")
-    entailment_sets.register(root)
-    assert len(entailment.classified("entailment/rte", "test")[1]) == 40
-    for split in ("validation", "test"):
-        (root / "rte" / f"{split}.jsonl").unlink()
-    entailment_sets.register(root)
-    with pytest.raises(UserError, match=r"there is no test split beside .*train.jsonl"):
-        entailment.classified("entailment/rte", "test")
+    assert drawn() == before and entailment.classified("glue/rte", "test")[1] == [1 - c for c in test]
 
 
 def test_as_text_to_text(directory):
-    entailment_sets.register(directory(ROWS))
-    for name in ("mnli", "sst2", "rte"):
-        card, source = (f(f"entailment/{name}") for f in (cards.card, cards.source))
-        put = cards.register(*as_text(card, source, SETS[name].task))
-        examples, gold = entailment.classified("entailment/" + name, "train")
-        texts, answers = entailment.classified(put.name, "train")
-        made = entailment.rows(SETS[name].task, examples, gold, WORDS, 32)
-        assert answers == made.labels.tolist()
+    for registry in (glue, super_glue, lm_bff):
+        registry.register(directory(ROWS))
+    entailment_sets.register()
+    assert list(cards.mixture("entailment")) == [f"{name}/entailment" for name in PUT]
+    for name in SETS:
+        examples, gold = entailment.classified(name, "train")
+        texts, answers = entailment.classified(f"{name}/entailment", "train")
+        assert answers == entailment.rows(PUT[name], examples, gold, WORDS, 32).labels.tolist()
     assert texts[0] == {"premise": "p 0", "hypothesis": "h 0", "target": "yes"}
-    shown = cards.render(put, texts[0])
+    shown = cards.render(cards.card("glue/rte/entailment"), texts[0])
     assert (shown.input, shown.options) == ("premise: p 0 hypothesis: h 0", ("no", "yes"))
-    sst2, _ = entailment.classified("entailment/sst2/entailment", "train")
+    sst2, _ = entailment.classified("glue/sst2/entailment", "train")
     assert sst2[0] == {"premise": "so good .", "hypothesis": "it was great .", "target": "yes"}
 
 
-@pytest.mark.parametrize(
-    ("rows", "told"),
-    [
-        ([{"premise": "a", "label": 0}], r"train.jsonl, line 1: the row has no field 'hypothesis'"),
-        ([{"premise": "a", "hypothesis": "b", "label": 2}], "line 1: the label '2' is none of entailment, not_ent"),
-        (["{"], "line 1: not an object"),
-    ],
-)
-def test_rows_that_cannot_be_read_are_named(directory, rows, told):
-    entailment_sets.register(directory({"rte": rows}))
-    with pytest.raises(UserError, match=told):
-        entailment.classified("entailment/rte", "train")
-
-
-def test_directories_without_sets(tmp_path, monkeypatch):
-    monkeypatch.delenv(entailment_sets.ENVIRONMENT, raising=False)
-    with pytest.raises(UserError, match="has none of mnli, sst2"):
-        entailment_sets.register(tmp_path)
-    with pytest.raises(UserError, match="as an argument or in ZEROPROMPT_DATASETS"):
-        entailment_sets.register()
+def test_names_that_there_are_not(directory, vocabulary):
+    root = directory(ROWS)
+    with pytest.raises(UserError, match="'glue/sst' is not put as entailment; there is glue/sst2, "):
+        entailment_sets.suite(vocabulary, ("glue/sst",), directory=root)
+    with pytest.raises(UserError, match="'glue/rte' is no task of inference; there is nli/snli, nli/mnli"):
+        entailment_sets.suite(vocabulary, SETS, ("glue/rte",), directory=root)
+    with pytest.raises(UserError, match="no .*snli/train.jsonl|snli.* is not prepared"):
+        (root / "snli").mkdir()
+        entailment_sets.suite(vocabulary, SETS, ("nli/snli",), directory=root)
 
 
 def test_yes_or_no_tasks_are_found_by_their_answers():
@@ -162,23 +175,27 @@ def unpacked(shared_data, tmp_path):
 
 
 def test_real_sets(unpacked):
-    assert len(entailment_sets.register(unpacked("classification"))) == 4
-    told = {name: entailment.classified(f"entailment/{name}", "train") for name in SETS}
-    sizes = {name: sorted(collections.Counter(gold).items()) for name, (_, gold) in told.items()}
-    assert sizes["cb"] == [(0, 115), (1, 119), (2, 16)] and sizes["sst2"] == [(0, 908), (1, 1092)]
-    assert len({few_shot.per_class(*told["cb"], 16, seed).digest for seed in few_shot.SEEDS}) == 5
+    root = unpacked("classification")
+    for registry in (glue, super_glue, nli_sets):
+        registry.register(root)
+    told = {name: entailment.classified(name, "train")[1] for name in (*SETS, "super_glue/cb", "nli/mnli")}
+    sizes = {name: sorted(collections.Counter(gold).items()) for name, gold in told.items()}
+    assert sizes["super_glue/cb"] == [(0, 115), (1, 119), (2, 16)]
+    assert sizes["glue/sst2"] == [(0, 908), (1, 1092)]
+    examples, gold = entailment.classified("super_glue/cb", "train")
+    assert len({few_shot.per_class(examples, gold, 16, seed).digest for seed in few_shot.SEEDS}) == 5
     # Annotators agreed on most pairs that MNLI is tested on.
-    assert len(entailment.classified("entailment/mnli", "test")[1]) == 7600 - 131
+    assert len(entailment.classified("nli/mnli", "test")[1]) == 7600 - 131
 
 
 @pytest.mark.slow
-def test_real_yes_or_no_tasks(unpacked, tmp_path):
+def test_real_yes_or_no_tasks(unpacked, vocabulary):
     """Those that have examples to train on and examples to test on, each with enough of both answers for 16 of each."""
-    told = tmp_path / "vocab.txt"
-    told.write_text("".join(f"{piece}\n" for piece in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", ".")))
     classification, instructions = unpacked("classification"), unpacked("natural-instructions")
-    made = entailment_sets.suite(str(told), classification, pairs=50, natural_instructions_dir=instructions)
-    assert len(made.inference) == 50 and {f"entailment/{name}" for name in ("sst2", "rte", "cb")} < set(made.tasks)
+    made = entailment_sets.suite(
+        vocabulary, pairs=50, directory=classification, natural_instructions_dir=instructions
+    )
+    assert len(made.inference) == 50 and {"glue/sst2", "glue/rte", "super_glue/cb"} < set(made.tasks)
     found = [name for name in made.tasks if name.startswith("task")]
     assert len(found) == 38 and "task116_com2sense_commonsense_reasoning" not in found
     for name in found:
