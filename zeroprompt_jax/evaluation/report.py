@@ -25,7 +25,7 @@ class Row:
     Attributes:
       group: `unseen_types`, `unseen_tasks`, `seen_tasks`, or a name of the experiment's own.
       type: the task type or category.
-      score, baseline: the model, and the better of majority answer and copying the input, chosen per task.
+      score, baseline: the model, and the better of the best single answer and copying the input, chosen per task.
       tasks, examples: how many there are.
       families: the names of the tasks' families, so that one that spans types is counted once; or just their number.
       shuffled: the model's score when each task is given another task's instruction; None where it was not measured.
@@ -122,7 +122,7 @@ def table(rows: Sequence[Row], *, metric: str = "score", notes: Sequence[str] = 
     for title, body, total in blocks:
         out += ["", title, *map(text, body), text(["-" * w for w in widths]), text(total)]
     legend = "Scores are points of 100, means over tasks."
-    legend += " baseline: the better of the majority answer and the copied input."
+    legend += " baseline: the better of the best single answer and the copied input."
     if shuffled:
         legend += " shuffled: the same model, each task given another task's instruction."
     if labelled:
@@ -215,7 +215,7 @@ def _keys(shuffled: bool) -> list[Any]:
     from matplotlib.patches import Patch
 
     keys = [Patch(color="#8a94a0", label="model")]
-    keys.append(Line2D([], [], color=_INK, linewidth=2, label="baseline: majority or copy"))
+    keys.append(Line2D([], [], color=_INK, linewidth=2, label="baseline: one answer or copy"))
     if shuffled:
         keys.append(Line2D([], [], **_MARK, label="control: shuffled instructions"))
     return keys

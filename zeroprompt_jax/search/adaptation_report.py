@@ -46,7 +46,7 @@ def table(records: Sequence[Record], stages: Iterable[str], arms: Iterable[str])
         "",
         f"Points of 100, means over {targets} target and {sources} source tasks; ± is the standard deviation over {seeds} "
         f"seeds." if seeds > 1 else f"Points of 100, means over {targets} target and {sources} source tasks; one seed.",
-        "baseline: the better of the majority answer and the copied input.",
+        "baseline: the better of the best single answer and the copied input.",
     ]
     return "\n".join(out) + "\n"
 

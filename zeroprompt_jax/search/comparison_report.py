@@ -63,7 +63,7 @@ def table(records: Sequence[Record], stages: Iterable[str], arms: Iterable[str],
     if labels:
         told = ", ".join(f"{group.replace('_', ' ')} {np.mean(counts):,.0f}" for group, counts in labels.items())
         out.append(f"Labelled examples of a task that training was given: {told}.")
-    out.append("baseline: the better of the majority answer and the copied input, chosen per task.")
+    out.append("baseline: the better of the best single answer and the copied input, chosen per task.")
     return "\n".join(out) + "\n"
 
 

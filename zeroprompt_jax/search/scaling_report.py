@@ -157,7 +157,7 @@ def table(records: Iterable[Record], sizes: Sequence[str]) -> str:
     legend = f"Scores are points of 100 ({', '.join(metrics)}), means over tasks"
     legend += f" and {seeds} seeds; ± is the standard deviation over seeds." if seeds > 1 else "; one seed."
     legend += " nats/token: loss on the answers. labels: labelled examples of a tested task that training was given."
-    legend += " baseline: the better of the majority answer and the copied input."
+    legend += " baseline: the better of the best single answer and the copied input."
     legend += " FLOPs: of training alone, by formula, padding counted; pretraining and evaluation are not in them."
     lines = [line for part in parts if part for line in [*part, ""]]
     return "\n".join([*lines, *textwrap.wrap(legend, 120)]) + "\n"
