@@ -82,6 +82,19 @@ def test_adafactor_trains_scanned_layers_as_it_would_one_by_one(layers):
         assert small_model.worst(naive, together) > 1e-3
 
 
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "weight_decay": 0.1}])
+def test_adafactor_is_optax_s(options):
+    """Parameters above and below the least scale, factored and not."""
+    params = {"table": (128, 130), "small": (4, 5), "tiny": (128, 128), "scale": (7,)}
+    params = noise({path: np.zeros(shape) for path, shape in params.items()}, 99)
+    params["tiny"] = params["tiny"] * np.float32(1e-5)
+    gradients = [noise(params, seed) for seed in range(5)]
+    ours = run(Optimizer("adafactor", Schedule(0.1), **options).build(5), params, lambda step: gradients[step])
+    named = {"momentum": options.get("momentum"), "weight_decay_rate": options.get("weight_decay")}
+    theirs = run(optax.adafactor(0.1, **named), params, lambda step: gradients[step])
+    assert small_model.worst(ours, theirs) < 1e-6 < 1e-3 < small_model.worst(ours, params)
+
+
 def test_only_what_trains_needs_to_hold_layers():
     prompt = {"method/prompt": np.ones((3, 4), np.float32)}
     moved = run(Optimizer("adafactor", Schedule(0.1)).build(5), prompt, lambda step: noise(prompt, step))
