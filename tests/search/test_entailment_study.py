@@ -242,4 +242,4 @@ def test_the_experiment_resolves():
     finally:
         configs.load()
     entailment_study._check(made, made.suite(), {})
-    assert len(made.arms) == 13 and made.splits == (13, 21, 42, 87, 100)
+    assert len(made.arms) == 14 and made.splits == (13, 21, 42, 87, 100)
