@@ -242,6 +242,8 @@ def make(name: str, **overrides: Any) -> Any:
     except TypeError as e:
         if missing := _missing(found, overrides):
             full = f"{name}.{missing}"
+            if not _loaded.bindings.get(("", found.selector)):
+                raise UserError(f"The config says nothing of {name}: it is for another command, or lacks {full}.") from e
             raise UserError(f"{full} has no value: bind it in the config or give --gin.{full}=VALUE.") from e
         raise
 

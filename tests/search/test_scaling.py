@@ -114,6 +114,7 @@ def changed(made, part, **changes):
         ({"seeds": 0}, "ScalingStudy.seeds is 0"),
         ({"compute": "flop"}, "Unknown ScalingStudy.compute 'flop'. Did you mean 'flops'"),
         ({"sizes": {"a": changed(BASE, "data", evaluation={})}}, "'a' is tested on nothing"),
+        ({"tasks": 16}, r"ScalingStudy.tasks is \[16\]; give two or more"),
         ({"sizes": {"a": changed(BASE, "data", train_tasks=3)}}, "leave out Data.train_tasks"),
         (
             {"sizes": {"a": changed(BASE, "data", batching="buckets")}},
@@ -230,7 +231,7 @@ def test_records_of_other_compute_are_refused(tmp_path, measured):
     other = {n: changed(e, "train", steps=5) for n, e in study("").sizes.items()}
     (tmp_path / "copied").mkdir()
     (tmp_path / "records.jsonl").rename(tmp_path / "copied/records-1-of-2.jsonl")
-    with pytest.raises(UserError, match="record of 'small' with 4 steps of 4 examples, not 5 of 4"):
+    with pytest.raises(UserError, match="record of 'small' with 4 steps of 4 examples, not 5 of 4: give another"):
         scaling.run(study(tmp_path / "copied", sizes=other))
     # A study of one size reports that one, whatever lies beside it.
     alone = scaling.run(study(tmp_path / "copied", sizes={"small": BASE}))

@@ -333,6 +333,12 @@ def charts(titles: Sequence[str], columns: int, size: tuple[float, float], grid:
     return figure, axes[: len(titles)]
 
 
+def entitle(figure: Any, title: str) -> None:
+    """Puts a title over a whole figure, in as many lines as its width needs."""
+    lines = textwrap.fill(title, int(11 * figure.get_figwidth()), break_on_hyphens=False)
+    figure.suptitle(lines, x=0.01, ha="left", fontsize=10.5)
+
+
 def save(figure: Any, path: str | os.PathLike) -> None:
     """Writes a figure as PNG, whole or not at all."""
     _replace(Path(path), lambda partial: figure.savefig(partial, format="png"))

@@ -162,7 +162,7 @@ def picture(path: Path, records: Sequence[Record], arms: Iterable[str], title: s
     axes[0].invert_yaxis()
     axes[0].legend(loc="lower right", frameon=False, fontsize=8.5)
     figure.supxlabel("mean over tasks, points of 100; bars: standard deviation over seeds", fontsize=8.5)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+    report.entitle(figure, title)
     report.save(figure, path)
 
 

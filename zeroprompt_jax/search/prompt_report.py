@@ -94,7 +94,7 @@ def picture(path: Path, records: Sequence[Record], title: str) -> None:
         axis.set_axisbelow(True)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+    report.entitle(figure, title)
     report.save(figure, path)
 
 

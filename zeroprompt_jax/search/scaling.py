@@ -72,7 +72,7 @@ class ScalingStudy:
             raise UserError(f"ScalingStudy.seeds is {self.seeds}; it must be at least 1.")
         if self.compute not in COMPUTE:
             raise unknown("ScalingStudy.compute", self.compute, COMPUTE)
-        counts = list(self.tasks)
+        counts = list(self.tasks) if isinstance(self.tasks, Sequence) else [self.tasks]
         if len(counts) < 2 or counts[0] < 1 or any(b <= a for a, b in zip(counts, counts[1:])):
             raise UserError(
                 f"ScalingStudy.tasks is {counts}; give two or more numbers of training tasks, each larger than the one "
@@ -164,7 +164,7 @@ def _check_records(study: ScalingStudy, found: Sequence[Record]) -> None:
         if made is not None and (record["steps"], record["batch"]) != (made.train.steps, made.train.batch_size):
             raise UserError(
                 f"{study.model_dir} holds a record of '{record['arm']}' with {record['steps']:,} steps of "
-                f"{record['batch']} examples, not {made.train.steps:,} of {made.train.batch_size}."
+                f"{record['batch']} examples, not {made.train.steps:,} of {made.train.batch_size}: give another model_dir."
             )
 
 

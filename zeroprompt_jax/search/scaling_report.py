@@ -325,7 +325,7 @@ _DOTTED = {"color": "#222222", "linestyle": ":", "linewidth": 1.2}
 def _color(place: int, count: int = 0) -> Any:
     from matplotlib import colormaps
 
-    return colormaps["viridis"](0.92 * place / max(count - 1, 1)) if count else colormaps["tab10"](place)
+    return colormaps["viridis"](0.85 * place / max(count - 1, 1)) if count else colormaps["tab10"](place)
 
 
 def _against_tasks(axis: Any, counts: Sequence[int], lines: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
@@ -353,7 +353,7 @@ def _pictures(root: Path, found: Cells, sizes: Sequence[str], title: str) -> Non
         axis.set_xlabel("training tasks")
     axes[0].set_ylabel("mean score over tasks, points of 100")
     axes[0].legend(frameon=False, title="bars: std over seeds", title_fontsize=8.5, fontsize=8.5)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
+    report.entitle(figure, title)
     axes[0].set_ylim(bottom=0)  # of all panels, once all are drawn
     report.save(figure, root / "results.png")
 
@@ -382,7 +382,7 @@ def _pictures(root: Path, found: Cells, sizes: Sequence[str], title: str) -> Non
     axes[0].plot([], [], **_DOTTED, label="baseline")
     axes[0].set_ylabel("mean score over tasks and seeds, points of 100")
     axes[0].legend(frameon=False, fontsize=8.5)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
+    report.entitle(figure, title)
     axes[0].set_ylim(bottom=0)
     report.save(figure, root / "flops.png")
 
@@ -399,7 +399,7 @@ def _pictures(root: Path, found: Cells, sizes: Sequence[str], title: str) -> Non
         axis.tick_params(labelsize=7)
     axes[0].legend(frameon=False, fontsize=8)
     figure.supxlabel("training tasks; bars: standard deviation over seeds", fontsize=9)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
+    report.entitle(figure, title)
     axes[0].set_ylim(bottom=0)
     report.save(figure, root / "types.png")
 

@@ -31,7 +31,10 @@ class Schedule:
 
     def build(self, total_steps: int) -> Callable[[jax.Array], jax.Array]:
         if self.kind in ("linear", "cosine") and total_steps <= self.warmup_steps:
-            raise UserError(f"Schedule.warmup_steps is {self.warmup_steps}, but training has only {total_steps} steps.")
+            raise UserError(
+                f"Schedule.warmup_steps is {self.warmup_steps}, but training has only {total_steps} steps: give fewer, such "
+                f"as --gin.Schedule.warmup_steps={total_steps // 10}."
+            )
 
         def rate(step):
             step = jnp.asarray(step, jnp.float32)
