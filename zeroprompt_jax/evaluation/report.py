@@ -335,7 +335,8 @@ def charts(titles: Sequence[str], columns: int, size: tuple[float, float], grid:
 
 def entitle(figure: Any, title: str) -> None:
     """Puts a title over a whole figure, in as many lines as its width needs."""
-    lines = textwrap.fill(title, int(11 * figure.get_figwidth()), break_on_hyphens=False)
+    width = int(11 * figure.get_figwidth())
+    lines = textwrap.fill(title, width, break_on_hyphens=False, break_long_words=False)
     figure.suptitle(lines, x=0.01, ha="left", fontsize=10.5)
 
 
