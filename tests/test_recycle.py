@@ -13,12 +13,13 @@ from zeroprompt_jax.cli.main import main
 from zeroprompt_jax.data.pieces import EnglishWords
 from zeroprompt_jax.data.vocabulary import load_vocabulary
 from zeroprompt_jax.errors import UserError
-from zeroprompt_jax.interop import huggingface
+from zeroprompt_jax.interop import huggingface, huggingface_roberta
 from zeroprompt_jax.methods.base import Setting
+from zeroprompt_jax.methods.entailment import Entailment
 from zeroprompt_jax.methods.lora import LoRA
 from zeroprompt_jax.methods.mpt import MPT
 from zeroprompt_jax.methods.prompt import Prompt
-from zeroprompt_jax.models import t5
+from zeroprompt_jax.models import roberta, t5
 from zeroprompt_jax.search import recycling, variants
 from zeroprompt_jax.search.recycling import Linear, Network
 from zeroprompt_jax.training import task_file
@@ -29,6 +30,10 @@ WORDS = EnglishWords(0, 60)
 CONFIG = t5.T5Config(
     vocab_size=8192, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=8, num_encoder_layers=1, num_decoder_layers=1,
     logits_via_embedding=True,
+)  # fmt: skip
+ENCODER = roberta.RobertaConfig(
+    vocab_size=8192, emb_dim=8, num_heads=2, mlp_dim=8, num_encoder_layers=1, num_positions=16, pooled_head=True,
+    labels=("entailment", "neutral", "contradiction"), scan_layers=False,
 )  # fmt: skip
 
 
@@ -91,6 +96,27 @@ def test_mpt_is_folded_first(homes):
     # A factor for each feature does not commute with a map that mixes features.
     apart = recycling.apply(fitted.map, params["shared"]) * (params["u"] @ params["v"])
     assert np.abs(apart - plain).max() > 0.1
+
+
+def test_slots_of_entailment_and_no_heads(tmp_path):
+    """Encoders in Hugging Face layout; what reads an encoder's states cannot be carried over as what it is given can."""
+    homes = {}
+    for seed, name in enumerate("ab"):
+        shapes = jax.eval_shape(lambda: roberta.init(ENCODER, jax.random.key(0)))
+        params = jax.tree.map(lambda x: draw(*x.shape, seed=seed), shapes)
+        params["token_embedder"]["embedding"] = draw(ENCODER.vocab_size, 8) @ draw(8, 8, seed=seed)
+        huggingface_roberta.write_roberta(tmp_path / name, params, ENCODER)
+        homes[name] = recycle.home(tmp_path / name, SPEC)
+    params, paths = {"slots": draw(1, 3, 8)}, [tmp_path / f"{name}.safetensors" for name in "ab"]
+    task_file.save(trained(homes["a"], Entailment(3, "shared"), params), paths[0])
+    recycle.recycle(*paths, homes["b"], homes["a"], words=WORDS)
+    found = task_file.read(paths[1])
+    np.testing.assert_allclose(found.params["slots"], params["slots"] @ rotation(homes), atol=1e-3)
+    assert found.method == Entailment(3, "shared") and found.backbone == homes["b"].fingerprint
+    head = {"dense": {"kernel": draw(1, 8, 8)}}
+    with pytest.raises(UserError, match="Entailment of task .* cannot be recycled: its head/dense/kernel is no embedding"):
+        fitted = recycle.fit(homes["a"], homes["b"], words=WORDS)
+        recycle.recycle_task(trained(homes["a"], Entailment(3), params | {"head": head}), fitted, homes["b"])
 
 
 def test_a_permuted_vocabulary_is_refused_by_its_pieces_or_explains_nothing(homes):

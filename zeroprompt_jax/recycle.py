@@ -22,7 +22,7 @@ from zeroprompt_jax.data.vocabulary import load_vocabulary
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.evaluation import report
 from zeroprompt_jax.experiment import Experiment
-from zeroprompt_jax.interop import huggingface
+from zeroprompt_jax.interop import huggingface, huggingface_roberta
 from zeroprompt_jax.methods.base import Method
 from zeroprompt_jax.methods.initialisers import read_array
 from zeroprompt_jax.search import recycling
@@ -82,12 +82,19 @@ def home(backbone: str | Path | Experiment, vocabulary: str | None = None) -> Ho
                 f"'{backbone}' is no backbone: neither packaged:NAME, a directory in Hugging Face layout, a run nor a "
                 f".npy file of embeddings."
             )
-        params, spec = huggingface.read_t5(folder, scan_layers=True), vocabulary or str(backbone)
+        params, spec = _read(folder), vocabulary or str(backbone)
         if vocabulary is None and not str(backbone).startswith(pretrained.PREFIX):
             spec = _own_vocabulary(folder)
     return Home(
         name, np.asarray(params["token_embedder"]["embedding"]), pieces.read(spec), fingerprint(params), _read_by(spec)
     )
+
+
+def _read(folder: Path) -> Mapping[str, Any]:
+    """The parameters of a T5, BERT or RoBERTa in Hugging Face layout."""
+    if huggingface.read_json(folder).get("model_type") in huggingface_roberta.KINDS:
+        return huggingface_roberta.read_roberta(folder, huggingface_roberta.read_config(folder))
+    return huggingface.read_t5(folder, scan_layers=True)
 
 
 def _own_vocabulary(folder: Path) -> str:

@@ -43,6 +43,11 @@ def test_words_in_order():
         EnglishWords(-1)
 
 
+def test_words_of_wordpiece_have_no_mark():
+    told = ["[PAD]", "[unused1]", "the", "##ing", "a", "of", "7", "dog"]
+    assert EnglishWords(0, 3).choose(told) == [2, 5, 7]
+
+
 def test_different_vocabularies_are_told_by_their_first_difference():
     pieces.check_same(PIECES, PIECES)
     swapped = [*PIECES[:8], PIECES[10], PIECES[9], PIECES[8], *PIECES[11:]]

@@ -9,7 +9,8 @@ from pathlib import Path
 from zeroprompt_jax.data.vocabulary import file_in, load_vocabulary
 from zeroprompt_jax.errors import UserError
 
-_WORD = re.compile(r"[▁Ġ][A-Za-z]{2,}")  # the mark of a word's beginning: SentencePiece's, and that of byte-level BPE
+_BEGINS = ("▁", "Ġ")  # the mark of a word's beginning: SentencePiece's, and that of byte-level BPE
+_GOES_ON = "##"  # WordPiece's mark of what is no beginning
 _SENTINEL = re.compile(r"▁?<extra_id_\d+>")
 
 
@@ -67,7 +68,9 @@ def check_same(source: Sequence[str], target: Sequence[str], names: tuple[str, s
 
 def english_words(pieces: Sequence[str]) -> list[int]:
     """Ids of the pieces that begin a word and have two plain letters or more."""
-    return [i for i, piece in enumerate(pieces) if _WORD.fullmatch(piece)]
+    marked, unmarked = (sum(piece.startswith(mark) for piece in pieces) for mark in (_BEGINS, _GOES_ON))
+    word = re.compile("[▁Ġ][A-Za-z]{2,}" if marked >= unmarked else "[A-Za-z]{2,}")
+    return [i for i, piece in enumerate(pieces) if word.fullmatch(piece)]
 
 
 @dataclasses.dataclass(frozen=True)

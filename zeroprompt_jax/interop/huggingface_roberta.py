@@ -38,6 +38,7 @@ _IN_LAYER = {
     "mlp/wo": "output.dense",
     "post_mlp_layer_norm": "output.LayerNorm",
 }
+KINDS = ("bert", "roberta")
 _MLM_HEADS = {
     "bert": {
         "mlm_head/dense": "cls.predictions.transform.dense",
@@ -61,8 +62,8 @@ def config_from_huggingface(config: Mapping[str, Any], names: Iterable[str]) -> 
     Raises UserError for other models, unknown activations, missing sizes, and positions or attention of another kind.
     """
     kind = config.get("model_type")
-    if kind not in ("bert", "roberta"):
-        raise unknown("Hugging Face model_type", str(kind), ("bert", "roberta"))
+    if kind not in KINDS:
+        raise unknown("Hugging Face model_type", str(kind), KINDS)
     sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     huggingface.require(config, *sizes, "max_position_embeddings", "type_vocab_size", "pad_token_id")
     activation = config.get("hidden_act", "gelu")
