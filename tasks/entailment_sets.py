@@ -16,7 +16,7 @@ from zeroprompt_jax.data import cards
 from zeroprompt_jax.data.encoder_vocabulary import load_encoder_vocabulary
 from zeroprompt_jax.data.entailment_suite import Suite
 from zeroprompt_jax.data.reformulation import Reformulation, as_text
-from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.errors import unknown
 from zeroprompt_jax.tasks import glue, lm_bff, natural_instructions, nli_sets, super_glue
 
 NAME = "entailment"
@@ -51,9 +51,12 @@ PUT = {
 }
 
 
-def register() -> None:
+def register(directory: str | os.PathLike | None = None, data_dir: str | os.PathLike | None = None) -> None:
     """Registers NAME/entailment for every task of PUT, and the mixture `entailment`, over the tasks as they are registered
-    now."""
+    now; with a place, arguments as of `glue.register`, the tasks of its registries are registered from there before."""
+    if directory is not None or data_dir is not None:
+        for registry in (glue, super_glue, nli_sets, lm_bff):
+            registry.register(directory, data_dir)
     put = [as_text(cards.card(name), cards.source(name), task) for name, task in PUT.items()]
     cards.register_mixture(NAME, [cards.register(card, source, replace=True).name for card, source in put])
 
@@ -94,15 +97,12 @@ def suite(
         at most 400 instances to draw from and 50 to test on.
 
     Raises:
-      UserError: a name that is not in PUT or no task of inference; and as reading does.
+      UserError: a name that is not in PUT or none of `nli_sets`; and as reading does.
     """
-    if directory is not None or data_dir is not None:
-        for registry in (glue, super_glue, nli_sets, lm_bff):
-            registry.register(directory, data_dir)
-        register()
+    register(directory, data_dir)
     for name in tasks:
         if name not in PUT:
-            raise UserError(f"Entailment sets: '{name}' is not put as entailment; there is {', '.join(PUT)}.")
+            raise unknown("task put as entailment", name, PUT)
     put = {name: PUT[name] for name in tasks}
     if natural_instructions_dir is not None:
         natural_instructions.register_directory(
@@ -115,9 +115,8 @@ def suite(
 
 def _pairs(name: str) -> Iterator[Mapping[str, str]]:
     """A task's training pairs: `premise`, `hypothesis` and `label`, one of nli_sets' words."""
-    card = cards.card(name)
-    if sorted(card.options) != sorted(nli_sets.NLI):
-        raise UserError(f"Entailment sets: '{name}' is no task of inference; there is {', '.join(cards.mixture('nli'))}.")
+    if name not in (known := cards.mixture(nli_sets.NAME)):
+        raise unknown("task of inference", name, known)
     for row in cards.source(name).examples("train"):
         premise = row["premise"] if "premise" in row else row["context"]  # ANLI's name of it
         yield {"premise": premise, "hypothesis": row["hypothesis"], "label": row["target"]}

@@ -19,7 +19,7 @@ def find(path: str | os.PathLike) -> tuple[str, ...]:
     """The files that a path or a pattern means, sorted. Raises UserError where there is none."""
     files = tuple(sorted(glob.glob(os.path.expanduser(str(path)))))
     if not files:
-        raise UserError(f"There is no text file '{path}'; give the path of plain text, or a pattern, such as --gin.TEXT='\"FILE\"'.")
+        raise UserError(f"There is no text file '{path}'; give the path of plain text, or a pattern.")
     return files
 
 

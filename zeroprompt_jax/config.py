@@ -99,6 +99,7 @@ CONFIGURABLES = {
     "text_cuts.register_text": "zeroprompt_jax.tasks.text_cuts:register_text",
     "text_cuts.register_c4": "zeroprompt_jax.tasks.text_cuts:register_c4",
     "procedural_entailment.suite": "zeroprompt_jax.tasks.procedural_entailment:suite",
+    "entailment_sets.register": "zeroprompt_jax.tasks.entailment_sets:register",
     "entailment_sets.suite": "zeroprompt_jax.tasks.entailment_sets:suite",
     "procedural_shown.register": "zeroprompt_jax.tasks.procedural_shown:register",
     "backbone.register": "zeroprompt_jax.tasks.backbone:register",

@@ -60,6 +60,7 @@ def test_other_mistakes():
         (lambda: LoRA(0), "LoRA.rank is 0"),
         (lambda: Adapter(0), "Adapter.rank is 0"),
         (lambda: Adapter(placement="serial"), "Unknown adapter placement 'serial'. Did you mean 'series'"),
+        (lambda: Compacter(0), "Compacter.rank is 0"),
         (lambda: Compacter(6), "Compacter.division is 4; it must be at least 1 and divide rank 6"),
         (lambda: Compacter(9, division=3).init(None, cases.setting()), "division 3 does not divide the backbone's emb_dim 16"),
         (lambda: Adapter(activation="gelo"), "Unknown activation 'gelo'. Did you mean 'gelu'"),

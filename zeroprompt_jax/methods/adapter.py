@@ -31,9 +31,10 @@ class Adapter(Bank):
     sublayers: tuple[str, ...] = (".*",)
 
     def __post_init__(self):
-        object.__setattr__(self, "sublayers", places.regexes("Adapter.sublayers", self.sublayers))
+        kind = type(self).__name__
+        object.__setattr__(self, "sublayers", places.regexes(f"{kind}.sublayers", self.sublayers))
         if self.rank < 1:
-            raise UserError(f"Adapter.rank is {self.rank}; it must be at least 1.")
+            raise UserError(f"{kind}.rank is {self.rank}; it must be at least 1.")
         if self.placement not in ("series", "parallel"):
             raise unknown("adapter placement", self.placement, ("series", "parallel"))
         if self.activation not in ACTIVATIONS:
