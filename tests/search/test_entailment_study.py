@@ -7,12 +7,18 @@ import numpy as np
 import pytest
 
 from zeroprompt_jax import config as configs
-from zeroprompt_jax.data import entailment
+from zeroprompt_jax.data import cards, entailment
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.methods.entailment import Entailment
 from zeroprompt_jax.methods.lora import LoRA
 from zeroprompt_jax.models.roberta import RobertaConfig
-from zeroprompt_jax.search import encoder_stages, entailment_report, entailment_slices, entailment_study
+from zeroprompt_jax.search import (
+    encoder_stages,
+    entailment_answers,
+    entailment_report,
+    entailment_slices,
+    entailment_study,
+)
 from zeroprompt_jax.search.encoder_stages import EncoderStage
 from zeroprompt_jax.search.entailment_slices import EntailmentArm
 from zeroprompt_jax.search.entailment_study import EntailmentStudy
@@ -108,6 +114,48 @@ def test_every_task_and_split_is_recorded_with_what_was_selected(done):
     assert (folder / "table.txt").read_text() == table and (folder / "results.png").stat().st_size > 5000
 
 
+@pytest.mark.parametrize("arm_name", ["slots", "lora"])
+def test_a_file_is_answered_as_the_test_was(done, tmp_path, arm_name):
+    """Rows of all tasks in one file get from the kept tasks the accuracy that the study recorded."""
+    folder, made, _ = done
+    rows, gold = [], []
+    for task in suite().tasks:
+        examples, classes = entailment.classified(task, "test")
+        rows += [{"task": task, **example} for example in examples]
+        gold += [(task, cards.card(task).options[c]) for c in classes]
+    mixed = np.random.default_rng(0).permutation(len(rows)).tolist()
+    asked = tmp_path / "rows.jsonl"
+    asked.write_text("".join(json.dumps(rows[i]) + "\n" for i in mixed))
+    assert entailment_answers.answer(made, asked, tmp_path / "out.jsonl", arm_name, 21) == len(rows)
+    answers = dict(zip(mixed, map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())))
+    recorded_by = {(r["arm"], r["task"], r["seed"]): r["score"] for r in recorded(folder)}
+    for task in suite().tasks:
+        mine = [i for i, (of, _) in enumerate(gold) if of == task]
+        right = [answers[i]["prediction"] == gold[i][1] for i in mine]
+        assert np.mean(right) == pytest.approx(recorded_by[arm_name, task, 21])
+    for row in answers.values():
+        assert row["score"] == max(row["scores"]) and sum(row["scores"]) == pytest.approx(1)
+    assert entailment_answers.answer(made, asked, tmp_path / "out.jsonl", arm_name, 21) == 0  # they are there
+
+
+def test_what_cannot_be_answered_is_told(done, tmp_path):
+    folder, made, _ = done
+    task, asked = next(iter(suite().tasks)), tmp_path / "rows.jsonl"
+
+    def told(row, match, study=made, **options):
+        asked.write_text(json.dumps(row))
+        with pytest.raises(UserError, match=match):
+            entailment_answers.answer(study, asked, tmp_path / "out.jsonl", **options)
+        assert not (tmp_path / "out.jsonl").exists()
+
+    told({"task": task + "s"}, f"line 1, '{task}s'. Did you mean '{task}'")
+    told({"task": task, "txt": "a"}, f"line 1: a row of '{task}' has no text under")
+    told({"task": task}, "Unknown arm 'slot'. Did you mean 'slots'", arm="slot")
+    told({"task": task}, "The arm 'full' trains an encoder for each task", arm="full")
+    told({"task": task}, "There is no split 7; the arm 'slots' was trained on 13, 21", split=7)
+    told({"task": task}, "The arm 'slots' is not trained yet", study(tmp_path / "new", {"slots": arm()}))
+
+
 def test_a_finished_study_is_only_told_again(done, monkeypatch):
     folder, made, table = done
     monkeypatch.setattr(entailment_study, "_measure", None)
@@ -161,10 +209,10 @@ def test_slices_side_by_side_are_as_alone(done, monkeypatch):
     assert (beside.right[5], beside.steps[5]) == (together.right[2], together.steps[2])
     # One that diverged is the worst of its split's, and alone so.
     assert (beside.right == -1).tolist() == [False] * 6 + [True, False] and beside.key(6) < beside.key(0)
-    diverged = entailment_slices.Fitted(np.full(8, -1.0), np.full(8, np.inf), np.zeros(8, int), None, [])
+    diverged = entailment_slices.Fitted(np.full(8, -1.0), np.full(8, np.inf), np.zeros(8, int), {}, None, [])
     monkeypatch.setattr(entailment_study, "fit", lambda *given, **options: diverged)
     with pytest.raises(UserError, match="warm_or_cold', split 13: training diverged at every rate .0.01, 0.1"):
-        entailment_study._measure(made, given, fitted, base, entailment_study._data(made, given))
+        entailment_study._measure(made, given, "slots", base, entailment_study._data(made, given))
 
 
 def test_rates_share_what_they_begin_as(done):

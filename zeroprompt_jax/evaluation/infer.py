@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     Raises:
       UserError: no such file, another format, a line that cannot be read, a row without input; the line is named.
     """
-    path = Path(path)
-    if path.suffix not in (".jsonl", ".tsv"):
-        raise UserError(f"The input file '{path}' ends in '{path.suffix}'; give .jsonl or .tsv.")
-    try:
-        with path.open(encoding="utf-8", newline="") as f:
-            rows = list(_jsonl(path, f) if path.suffix == ".jsonl" else _tsv(path, f))
-    except OSError as e:
-        raise UserError(f"The input file '{path}' cannot be read ({e.strerror}).") from e
-    except (UnicodeDecodeError, csv.Error) as e:
-        raise UserError(f"The input file '{path}' cannot be read ({e}).") from e
+    rows = numbered_rows(path, "input")
     for number, row in rows:
         if not isinstance(row.get("input"), str):
             raise UserError(f"{path}, line {number}: the row has no text under 'input'.{_misnamed(row)}")
@@ -47,12 +38,28 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     return [row for _, row in rows]
 
 
+def numbered_rows(path: str | Path, column: str) -> list[tuple[int, dict[str, Any]]]:
+    """(line number, row) of a .jsonl or .tsv file. column: what a TSV's header line must name.
+
+    Raises UserError: no such file, another format, a line that cannot be read."""
+    path = Path(path)
+    if path.suffix not in (".jsonl", ".tsv"):
+        raise UserError(f"The input file '{path}' ends in '{path.suffix}'; give .jsonl or .tsv.")
+    try:
+        with path.open(encoding="utf-8", newline="") as f:
+            return list(_jsonl(path, f, column) if path.suffix == ".jsonl" else _tsv(path, f, column))
+    except OSError as e:
+        raise UserError(f"The input file '{path}' cannot be read ({e.strerror}).") from e
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise UserError(f"The input file '{path}' cannot be read ({e}).") from e
+
+
 def _misnamed(row: dict[str, Any]) -> str:
     """A hint at the field that was meant to be 'input'."""
     return next((hint for name in row if name not in FIELDS and (hint := nearest(name, FIELDS))), "")
 
 
-def _jsonl(path: Path, lines) -> Iterator[tuple[int, dict[str, Any]]]:
+def _jsonl(path: Path, lines, column: str) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -61,14 +68,14 @@ def _jsonl(path: Path, lines) -> Iterator[tuple[int, dict[str, Any]]]:
         except json.JSONDecodeError as e:
             raise UserError(f"{path}, line {number}: not JSON ({e.msg}).") from e
         if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: {type(row).__name__} where an object with 'input' belongs.")
+            raise UserError(f"{path}, line {number}: {type(row).__name__} where an object with '{column}' belongs.")
         yield number, row
 
 
-def _tsv(path: Path, lines) -> Iterator[tuple[int, dict[str, Any]]]:
+def _tsv(path: Path, lines, column: str) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-    if "input" not in (reader.fieldnames or ()):
-        raise UserError(f"{path}: its header line {reader.fieldnames} has no column 'input'.")
+    if column not in (reader.fieldnames or ()):
+        raise UserError(f"{path}: its header line {reader.fieldnames} has no column '{column}'.")
     for row in reader:
         row = {k: v for k, v in row.items() if k is not None and v not in (None, "")}
         if "options" in row:
@@ -96,27 +103,43 @@ def infer(
     Raises:
       UserError: `output` holds anything but answers to the first of these rows.
     """
+
+    def answer(part: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        answers: list[dict[str, Any]] = [{}] * len(part)
+        free = [i for i, row in enumerate(part) if not row.get("options")]
+        listed = [i for i, row in enumerate(part) if row.get("options")]
+        tasks = [row.get("task", task) for row in part]
+        if free:
+            found = predictor.predict([part[i]["input"] for i in free], [tasks[i] for i in free], strategy)
+            for i, p in zip(free, found):
+                answers[i] = {"prediction": p.text, "score": p.score}
+        if listed:
+            options = [part[i]["options"] for i in listed]
+            found = predictor.score([part[i]["input"] for i in listed], options, [tasks[i] for i in listed])
+            for i, names, scores in zip(listed, options, found):
+                best = max(range(len(names)), key=lambda o: scores[o])
+                answers[i] = {"prediction": names[best], "score": scores[best], "scores": scores}
+        return answers
+
+    return write_answers(answer, rows, output, chunk, progress)
+
+
+def write_answers(
+    answer: Callable[[Sequence[dict[str, Any]]], Sequence[dict[str, Any]]],
+    rows: Sequence[dict[str, Any]],
+    output: str | Path,
+    chunk: int = 1024,
+    progress: bool = True,
+) -> int:
+    """As `infer`, of whatever answers: rows to what each is answered, under some of the names in ANSWERS."""
     output = Path(output)
     done = _done(output, rows)
     bar = tqdm.tqdm(total=len(rows), initial=done, desc="infer", unit="row", disable=not progress)
     with output.open("a", encoding="utf-8") as f, bar:
         for start in range(done, len(rows), chunk):
             part = rows[start : start + chunk]
-            answers: list[dict[str, Any]] = [{}] * len(part)
-            free = [i for i, row in enumerate(part) if not row.get("options")]
-            listed = [i for i, row in enumerate(part) if row.get("options")]
-            tasks = [row.get("task", task) for row in part]
-            if free:
-                found = predictor.predict([part[i]["input"] for i in free], [tasks[i] for i in free], strategy)
-                for i, p in zip(free, found):
-                    answers[i] = {"prediction": p.text, "score": p.score}
-            if listed:
-                options = [part[i]["options"] for i in listed]
-                found = predictor.score([part[i]["input"] for i in listed], options, [tasks[i] for i in listed])
-                for i, names, scores in zip(listed, options, found):
-                    best = max(range(len(names)), key=lambda o: scores[o])
-                    answers[i] = {"prediction": names[best], "score": scores[best], "scores": scores}
-            f.writelines(json.dumps({**row, **answer}, ensure_ascii=False) + "\n" for row, answer in zip(part, answers))
+            answers = answer(part)
+            f.writelines(json.dumps({**row, **own}, ensure_ascii=False) + "\n" for row, own in zip(part, answers))
             f.flush()
             bar.update(len(part))
     return len(rows) - done

@@ -97,15 +97,26 @@ def slots_of(suite: Suite, tasks: Sequence[str]) -> Slots:
     return Slots(tuple(words), tuple(like), np.array(rows, np.int32).reshape(len(tasks), most))
 
 
+def columns(batch: Mapping[str, np.ndarray], slots: Slots, most: int) -> dict[str, np.ndarray]:
+    """A batch whose task ids are of `slots`, as a method with `most` slots reads it: positions for the task that has most,
+    here or not, so that nothing compiles twice."""
+    if not most:
+        return {name: column for name, column in batch.items() if name != "slot_positions"}
+    missing = slots.rows.shape[1] - batch["slot_positions"].shape[1]
+    positions = np.pad(batch["slot_positions"], ((0, 0), (0, missing)), constant_values=-1)
+    return {**batch, "slot_positions": positions, "slot_rows": slots.rows[batch["task_ids"]]}
+
+
 @dataclasses.dataclass
 class Fitted:
     """Slices as dev examples would have them. right, lost, steps: [N], each one's accuracy on these, its mean loss, and the
-    step that it is kept from; -1, infinity and 0 of one that diverged before it was asked. ask: (rows, slice) ->
-    probabilities. facts: of each slice's parameters."""
+    step that it is kept from; -1, infinity and 0 of one that diverged before it was asked. params: what trains, by path,
+    as kept. ask: (rows, slice) -> probabilities. facts: of each slice's parameters."""
 
     right: np.ndarray
     lost: np.ndarray
     steps: np.ndarray
+    params: Flat
     ask: Callable[[Rows, int], np.ndarray]
     facts: Sequence[Mapping[str, Any]]
 
@@ -134,17 +145,9 @@ def fit(
       splits, slots, rates_N: what each slice trains on, what its slots begin as, and its peak rate.
       batch_size: rows at a time when slices are asked.
     """
-    N, S = len(splits), slots.rows.shape[1]
+    N = len(splits)
     numbered = lambda rows, n: dataclasses.replace(rows, task_ids=np.full(len(rows), n, np.int32))
     joined = lambda part: entailment.join([numbered(getattr(split, part), n) for n, split in enumerate(splits)])
-
-    def columns(batch):
-        """Positions for the task that has most slots, here or not, so that nothing compiles twice."""
-        if not method.slots:
-            return {name: column for name, column in batch.items() if name != "slot_positions"}
-        missing = S - batch["slot_positions"].shape[1]
-        positions = np.pad(batch["slot_positions"], ((0, 0), (0, missing)), constant_values=-1)
-        return {**batch, "slot_positions": positions, "slot_rows": slots.rows[batch["task_ids"]]}
 
     base = jax.device_put(base)
     begin, step = _step(model, method, arm.optimizer, arm.steps, seed)
@@ -152,7 +155,7 @@ def fit(
     state = begin(trained, rates_N)
 
     def ask(answer, params, batch):
-        return answer(model, states.unflatten(params, frozen), method, columns(batch), batch_size)
+        return answer(model, states.unflatten(params, frozen), method, columns(batch, slots, method.slots), batch_size)
 
     train, dev = RowStream(joined("train"), arm.rows, seed), joined("dev")
     asked = dev.batch(np.arange(len(dev)))
@@ -161,7 +164,7 @@ def fit(
     for number in range(1, arm.steps + 1):
         batch = train.batch(number - 1)
         batch = masked(batch, vocabulary, seed, number) if method.fluency else batch
-        state, _ = step(state, frozen, columns(batch))
+        state, _ = step(state, frozen, columns(batch, slots, method.slots))
         if number % arm.eval_every and number < arm.steps:
             continue
         now_right, now_lost = _scores(dev, ask(outputs, state.params, asked), N)
@@ -176,7 +179,7 @@ def fit(
     unused_N = [model.emb_dim * max(method.slots - len(words), 0) for words in slots.words]  # the widest task's slots
     sizes_N = [size("") - unused for unused in unused_N]
     facts = [{"trained": trained, "head": size("method/head/"), "share": trained / encoder} for trained in sizes_N]
-    return Fitted(right, lost, steps, test, facts)
+    return Fitted(right, lost, steps, best, test, facts)
 
 
 def _begun(

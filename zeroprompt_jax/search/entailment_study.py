@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from zeroprompt_jax import export
 from zeroprompt_jax.data import cards, entailment, few_shot
 from zeroprompt_jax.data.entailment import Rows
 from zeroprompt_jax.data.entailment_suite import Suite
@@ -29,8 +30,11 @@ from zeroprompt_jax.search import encoder_stages, entailment_report, records
 from zeroprompt_jax.search.encoder_stages import EncoderStage
 from zeroprompt_jax.search.entailment_slices import EntailmentArm, Fitted, Split, fit, slots_of
 from zeroprompt_jax.search.records import Record
-from zeroprompt_jax.training import checkpoint
+from zeroprompt_jax.training import checkpoint, task_file
+from zeroprompt_jax.training import state as states
+from zeroprompt_jax.training.fingerprint import Fingerprint, fingerprint
 from zeroprompt_jax.training.state import Flat
+from zeroprompt_jax.training.task_file import TaskFile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +42,8 @@ class EntailmentStudy:
     """What is compared.
 
     Attributes:
-      model_dir: where records.jsonl, table.txt and results.png are.
+      model_dir: where records.jsonl, table.txt and results.png are, and under tasks/ARM what was trained of each task and
+        split, as task files.
       model: the encoder, of which the stages train every head that it has.
       suite: makes the tasks and what stages train on.
       arms: name to how tasks are trained.
@@ -92,7 +97,7 @@ def run(study: EntailmentStudy, title: str = "") -> str:
     for number, (name, arm) in enumerate(study.arms.items(), 1):
         if not any(r["arm"] == name for r in records.read(root)):
             print(f"{number} of {len(study.arms)}: {name}.", file=sys.stderr)
-            records.append(root, [{"arm": name, **r} for r in _measure(study, suite, arm, bases[arm.start], data)])
+            records.append(root, [{"arm": name, **r} for r in _measure(study, suite, name, bases[arm.start], data)])
         table = entailment_report.write(root, records.read(root), study.arms, title)
     print(table, end="")
     return table
@@ -130,14 +135,14 @@ def _check(study: EntailmentStudy, suite: Suite, loaded: Flat) -> None:
             )
 
 
-def _slotted(arm: EntailmentArm) -> bool:
+def slotted(arm: EntailmentArm) -> bool:
     """Whether the arm's texts have slots: the others read the discrete template."""
     return arm.method.slots > 0 and arm.method.train_slots
 
 
 def _method(arm: EntailmentArm, suite: Suite) -> Entailment:
     """The arm's, with the slots that the suite's widest task has, as a bank unless it trains the encoder."""
-    width = max(map(len, slots_of(suite, tuple(suite.tasks)).words)) if _slotted(arm) else 0
+    width = max(map(len, slots_of(suite, tuple(suite.tasks)).words)) if slotted(arm) else 0
     return dataclasses.replace(arm.method, slots=width, per_task=not arm.method.train_backbone)
 
 
@@ -148,7 +153,7 @@ class Data(NamedTuple):
     tests: Mapping[str, Rows]
 
 
-def _plain(task: Reformulation) -> Reformulation:
+def plain(task: Reformulation) -> Reformulation:
     """The discrete template: nothing in a row is a slot."""
     return dataclasses.replace(task, extra=0, slots=())
 
@@ -159,7 +164,7 @@ def _data(study: EntailmentStudy, suite: Suite) -> dict[bool, Data]:
     for slotted in (True, False):
         splits, tests = [], {}
         for name, put in suite.tasks.items():
-            task = put if slotted else _plain(put)
+            task = put if slotted else plain(put)
             examples, gold = entailment.classified(name, "train")
             _check_classes(name, gold, study.shots)
             rows = functools.partial(entailment.rows, task, vocabulary=suite.vocabulary, length=suite.length)
@@ -188,9 +193,11 @@ def _check_classes(task: str, gold: Sequence[int], shots: int) -> None:
 
 
 def _measure(
-    study: EntailmentStudy, suite: Suite, arm: EntailmentArm, base: Flat, data: Mapping[bool, Data]
+    study: EntailmentStudy, suite: Suite, name: str, base: Flat, data: Mapping[bool, Data]
 ) -> list[Record]:
-    splits, tests = data[_slotted(arm)]
+    arm = study.arms[name]
+    splits, tests = data[slotted(arm)]
+    home = fingerprint(states.unflatten(base)["backbone"])
     method, R = _method(arm, suite), len(arm.rates)
 
     def fitted(splits: Sequence[Split], rates: Sequence[float]) -> Fitted:
@@ -211,8 +218,25 @@ def _measure(
         if not all(np.isfinite(tried[best][0].key(tried[best][1]))):
             rates = ", ".join(f"{rate:g}" for rate in arm.rates)
             raise UserError(f"Task '{split.task}', split {split.seed}: training diverged at every rate ({rates}).")
+        if method.per_task:
+            _keep(kept_at(study, name, split.task, split.seed), suite, split.task, method, home, *tried[best])
         out.append(_record(arm, suite, split, tests[split.task], *tried[best]) | {"rate": arm.rates[best]})
     return out
+
+
+def kept_at(study: EntailmentStudy, arm: str, task: str, seed: int) -> Path:
+    """The task file of what an arm trained of a task on a split."""
+    return export.place_of(f"{task}.{seed}", Path(study.model_dir) / "tasks" / arm, task_file.SUFFIX)
+
+
+def _keep(
+    path: Path, suite: Suite, task: str, method: Entailment, home: Fingerprint, fitted: Fitted, n: int
+) -> None:
+    params = states.unflatten(fitted.params).get("method", {})
+    own, part = task_file.slice_of(method, params, n)
+    v = suite.vocabulary
+    card, vocabulary = dataclasses.asdict(cards.card(task)), {"spec": v.spec, "fingerprint": v.fingerprint}
+    task_file.save(TaskFile(card, own, part, home, vocabulary, {"length": suite.length}), path)
 
 
 def _record(arm: EntailmentArm, suite: Suite, split: Split, test: Rows, fitted: Fitted, n: int) -> Record:
