@@ -65,33 +65,31 @@ def _share(records: Sequence[Record]) -> float:
 
 
 def picture(path: Path, records: Sequence[Record], arms: Iterable[str], title: str) -> None:
-    """Accuracy against the share of the encoder's parameters that trains, a point per arm, bars being the standard deviation
-    over splits, a colour for each encoder that arms start from."""
+    """Accuracy against the share of the encoder's parameters that trains, a numbered point per arm, bars being the standard
+    deviation over splits, a colour for each encoder that arms start from."""
     from matplotlib import colormaps
 
     figure, axis = report.chart(title)
     starts = list(dict.fromkeys(r["start"] for r in records))
-    for arm in arms:
-        mine = [r for r in records if r["arm"] == arm]
-        if not mine:
-            continue
-        values = over_splits(mine)
+    color = {start: colormaps["tab10"](i % 10) for i, start in enumerate(starts)}
+    measured = {arm: mine for arm in arms if (mine := [r for r in records if r["arm"] == arm])}
+    for number, (arm, mine) in enumerate(sorted(measured.items(), key=lambda item: _share(item[1])), 1):
+        values, start = over_splits(mine), mine[0]["start"]
         place, height = _share(mine), float(np.mean(values))
         error = np.std(values, ddof=1) if len(values) > 1 else 0
-        color = colormaps["tab10"](starts.index(mine[0]["start"]) % 10)
-        axis.errorbar([place], [height], [error], color=color, marker="o", markersize=5, capsize=2, elinewidth=0.9)
-        axis.annotate(arm, (place, height), xytext=(5, 4), textcoords="offset points", fontsize=8)
-    for i, start in enumerate(starts):
-        axis.plot(
-            [], [], color=colormaps["tab10"](i % 10), marker="o", linestyle="", label=f"from {start or 'the beginning'}"
-        )
+        axis.errorbar([place], [height], [error], color=color[start], elinewidth=0.9, capsize=2)
+        axis.scatter([place], [height], s=110, color="white", edgecolors=[color[start]], zorder=3)
+        axis.annotate(str(number), (place, height), ha="center", va="center", fontsize=7, zorder=4)
+        # Arms lie too close to be named beside their points.
+        axis.plot([], [], linestyle="", label=f"{number}  {arm}: {place:.3g} %, {report.spread(values)}")
+    for start in starts:
+        axis.plot([], [], color=color[start], marker="o", linestyle="", label=f"from {start or 'the beginning'}")
     majority = np.mean([100 * r["baseline"] for r in records])
-    axis.axhline(majority, color="#222222", linestyle=":", label="majority class")
-    axis.legend(loc="lower right", frameon=False)
+    axis.axhline(majority, color="#222222", linestyle=":", label=f"majority class: {majority:.1f}")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, handlelength=1)
     axis.set_xscale("log")
     axis.set_xlabel("trained parameters of a task, % of the encoder's")
     axis.set_ylabel("mean test accuracy, points of 100")
-    axis.set_ylim(0, 100)
     report.save(figure, path)
 
 
