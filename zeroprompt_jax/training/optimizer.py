@@ -110,10 +110,10 @@ class Optimizer:
             _check_regexes("decay_offsets", self.decay_offsets, params)
             return {path: "bank" if banked(path) else "rest" for path in params}
 
-        tx = optax.partition({"bank": _per_task(self._build, rate), "rest": self._build(rate)}, kinds)
-        return optax.chain(tx, _scaled_by_path(self.multipliers)) if self.multipliers else tx
+        return optax.partition({"bank": _per_task(self._build, rate), "rest": self._build(rate)}, kinds)
 
     def _build(self, rate: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformation:
+        multiplied = [_scaled_by_path(self.multipliers)] * bool(self.multipliers)
         if self.name == "adamw":
             tx = optax.adamw(rate, self.b1, self.b2, weight_decay=self.weight_decay)
         elif self.name == "muon":
@@ -130,25 +130,30 @@ class Optimizer:
         elif self.name == "sgd":
             tx = optax.chain(optax.add_decayed_weights(self.weight_decay), optax.sgd(rate, self.momentum))
         else:
-            tx = self._adafactor(rate, self.decay_offset)
+            tx, multiplied = self._adafactor(rate, self.decay_offset), []  # which multiplies on its own
             if self.decay_offsets:
                 offset = lambda path: str(_first_match(self.decay_offsets, path, self.decay_offset))
                 every = {self.decay_offset, *self.decay_offsets.values()}
                 tx = optax.partition(
                     {str(n): self._adafactor(rate, n) for n in every}, lambda params: {path: offset(path) for path in params}
                 )
-        return tx if self.clip_norm is None else optax.chain(optax.clip_by_global_norm(self.clip_norm), tx)
+        clipped = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
+        return optax.chain(*clipped, tx, *multiplied) if clipped or multiplied else tx
 
     def _adafactor(self, rate: Callable[[jax.Array], jax.Array], decay_offset: int) -> optax.GradientTransformation:
         # As optax.adafactor chains it, but for the parameters' scale.
-        adafactor = optax.chain(
-            optax.scale_by_factored_rms(decay_rate=self.decay_rate, step_offset=decay_offset),
-            optax.clip_by_block_rms(1.0),
-            optax.scale_by_learning_rate(rate, flip_sign=False),
-            _scaled_by_parameters(),
-            *[optax.ema(self.momentum, debias=False, accumulator_dtype=jnp.float32)] * (self.momentum is not None),
-            *[optax.add_decayed_weights(self.weight_decay)] * bool(self.weight_decay),
-            optax.scale(-1),
+        adafactor = _scaled_by_parameters(
+            optax.chain(
+                optax.scale_by_factored_rms(decay_rate=self.decay_rate, step_offset=decay_offset),
+                optax.clip_by_block_rms(1.0),
+                optax.scale_by_learning_rate(rate, flip_sign=False),
+            ),
+            optax.chain(
+                *[optax.ema(self.momentum, debias=False, accumulator_dtype=jnp.float32)] * (self.momentum is not None),
+                *[optax.add_decayed_weights(self.weight_decay)] * bool(self.weight_decay),
+                optax.scale(-1),
+                *[_scaled_by_path(self.multipliers)] * bool(self.multipliers),
+            ),
         )
         # A scanned stack must train as its layers would one by one: Adafactor's factors, clipping and parameter scale are
         # statistics of a whole leaf, so each layer's slice gets its own.
@@ -182,20 +187,41 @@ def _scaled_by_path(multipliers: Mapping[str, float]) -> optax.GradientTransform
         return optax.EmptyState()
 
     def update(updates, state, params=None):
-        return {path: _first_match(multipliers, path, 1.0) * x for path, x in updates.items()}, state
+        times = lambda path, tree: jax.tree.map(lambda leaf: _first_match(multipliers, path, 1.0) * leaf, tree)
+        return {path: times(path, x) for path, x in updates.items()}, state  # what is masked has no leaves
 
     return optax.GradientTransformation(init, update)
 
 
-def _scaled_by_parameters() -> optax.GradientTransformation:
-    """optax.scale_by_param_block_rms, which reads every parameter twice for the sake of gradients that nobody takes of an
-    update: by XLA's estimate a fifth of Adafactor's cycles on a TPU."""
+class ScaledState(NamedTuple):
+    """scales: each parameter's root mean square, at least 1e-3, as the last update left it; before, after: of what is run
+    before and after updates are multiplied by it."""
+
+    scales: Any
+    before: Any
+    after: Any
+
+
+def _scaled_by_parameters(
+    before: optax.GradientTransformation, after: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Multiplies updates by their parameter's root mean square, as optax.scale_by_param_block_rms.
+
+    That one reads every parameter again, by XLA's estimate for TPUs a fifth of Adafactor's cycles. Here an update leaves
+    the scale for the next, while the new parameter is at hand, so that nothing else may change parameters in between."""
+
+    def scales(params):
+        return jax.tree.map(lambda leaf: jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(leaf))), 1e-3), params)
+
+    def init(params):
+        return ScaledState(scales(params), before.init(params), after.init(params))
 
     def update(updates, state, params=None):
-        rms = lambda leaf: jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(leaf))), 1e-3)
-        return jax.tree.map(lambda moved, leaf: moved * rms(leaf), updates, params), state
+        moved, first = before.update(updates, state.before, params)
+        moved, last = after.update(jax.tree.map(jnp.multiply, moved, state.scales), state.after, params)
+        return moved, ScaledState(scales(optax.apply_updates(params, moved)), first, last)
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformation(init, update)
 
 
 def _stacks(params: dict[str, jax.Array]) -> dict[str, str]:
