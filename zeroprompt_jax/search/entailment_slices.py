@@ -136,6 +136,7 @@ def fit(
     rates_N: np.ndarray,
     batch_size: int = 64,
     seed: int = 0,
+    tell: Callable[[], Any] = lambda: None,
 ) -> Fitted:
     """Trains slices side by side, each at its own rate, and keeps each as it was when it did best on its dev examples.
 
@@ -144,6 +145,7 @@ def fit(
       base: the encoder's parameters by path.
       splits, slots, rates_N: what each slice trains on, what its slots begin as, and its peak rate.
       batch_size: rows at a time when slices are asked.
+      tell: called when a step is done.
     """
     N = len(splits)
     numbered = lambda rows, n: dataclasses.replace(rows, task_ids=np.full(len(rows), n, np.int32))
@@ -164,7 +166,9 @@ def fit(
     for number in range(1, arm.steps + 1):
         batch = train.batch(number - 1)
         batch = masked(batch, vocabulary, seed, number) if method.fluency else batch
-        state, _ = step(state, frozen, columns(batch, slots, method.slots))
+        state, told = step(state, frozen, columns(batch, slots, method.slots))
+        jax.block_until_ready(told)
+        tell()
         if number % arm.eval_every and number < arm.steps:
             continue
         now_right, now_lost = _scores(dev, ask(outputs, state.params, asked), N)

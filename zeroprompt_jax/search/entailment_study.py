@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import tqdm
 
 from zeroprompt_jax import export
 from zeroprompt_jax.data import cards, entailment, few_shot
@@ -200,16 +201,23 @@ def _measure(
     home = fingerprint(states.unflatten(base)["backbone"])
     method, R = _method(arm, suite), len(arm.rates)
 
+    fits = 1 if method.per_task else len(splits) * R
+    every = {"mininterval": 0.5} if sys.stderr.isatty() else {"mininterval": 30, "ascii": True}
+    bar = functools.partial(tqdm.tqdm, leave=False, **every)
+    trained = bar(desc=f"{name}, train", total=fits * arm.steps, unit="step")
+
     def fitted(splits: Sequence[Split], rates: Sequence[float]) -> Fitted:
         slots = slots_of(suite, [split.task for split in splits])
         peaks = np.array(rates, np.float32)
-        options = {"batch_size": study.batch_size, "seed": study.seed}
+        options = {"batch_size": study.batch_size, "seed": study.seed, "tell": trained.update}
         return fit(study.model, suite.vocabulary, arm, method, base, splits, slots, peaks, **options)
 
     if method.per_task:
         together = fitted([split for split in splits for _ in arm.rates], arm.rates * len(splits))
+        trained.close()  # its line is the test's now
     out = []
-    for k, split in enumerate(splits):
+    tested = bar(splits, desc=f"{name}, test", unit="split", disable=not method.per_task)
+    for k, split in enumerate(tested):
         if method.per_task:
             tried = [(together, k * R + r) for r in range(R)]
         else:  # what trains the encoder is no bank
