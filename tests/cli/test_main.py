@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from zeroprompt_jax import config
+from zeroprompt_jax.cli import bench
 from zeroprompt_jax.cli import main as cli
 from zeroprompt_jax.errors import Stopped, UserError
 
@@ -129,6 +130,24 @@ def test_config_mistakes_of_a_verb_are_sentences_too(verb, capsys):
 
 
 def test_every_verb_has_its_module():
+    parts = {"bench": bench.PARTS}
     for name in cli.VERBS:
-        parser = cli.parser_for(name)
-        assert parser.description and callable(parser.get_default("run"))
+        for part in parts.get(name, [None]):
+            parser = cli.parser_for(name, part)
+            assert parser.description and callable(parser.get_default("run"))
+
+
+def test_a_verb_of_several_parts(capsys):
+    """Each has options of its own, with their defaults."""
+    with pytest.raises(SystemExit) as left:
+        cli.main(["bench", "--help"])
+    shown = capsys.readouterr().out
+    assert not left.value.code and all(f"  {part}" in shown for part in bench.PARTS)
+    assert {cli.parse(["bench", part]).part for part in bench.PARTS} == set(bench.PARTS)
+    assert cli.parse(["bench", "serving"]).batch == 1 and cli.parse(["bench", "data", "--batch=3"]).batch == 3
+    assert cli.parse(["bench", "train", "--gin.T5Config.num_heads=4"]).gin_bindings == ["T5Config.num_heads = 4"]
+    for wrong in (["trian"], ["train", "--bach=3"], ["train", "--versus_peft"], ["data", "--seqio_tasks=3"]):
+        assert cli.main(["bench", *wrong]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert "Did you mean 'train'?" in told[0] and "bench train has no option '--bach'. Did you mean '--batch'?" in told[1]
+    assert "no option '--versus_peft'" in told[2] and "needs --versus_seqio" in told[3]

@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import zeroprompt_jax
@@ -38,27 +38,32 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
 
 
-def parser_for(verb: str) -> argparse.ArgumentParser:
-    """The verb's own parser. Imports its module."""
+def parser_for(verb: str, part: str | None = None) -> argparse.ArgumentParser:
+    """The parser of a verb, or of one of the PARTS that its module names. Imports the module."""
     module = importlib.import_module(f"zeroprompt_jax.cli.{verb}")
+    words = ["zeroprompt", verb] + ([] if part is None else [part])
+    about = module.__doc__ if part is None else module.PARTS[part]
     # Abbreviations would break a user's script as soon as a second option shares the prefix.
-    parser = _Parser(prog=f"zeroprompt {verb}", description=module.__doc__, allow_abbrev=False)
-    module.add_arguments(parser)
-    parser.set_defaults(run=module.run)
+    parser = _Parser(prog=" ".join(words), description=about, allow_abbrev=False)
+    module.add_arguments(parser, *words[2:])
+    parser.set_defaults(run=module.run, **({} if part is None else {"part": part}))
     return parser
+
+
+def _listed(names: Mapping[str, str]) -> list[str]:
+    width = max(map(len, names))
+    return [f"  {name:<{width}}  {what}" for name, what in names.items()]
 
 
 def overview() -> str:
     """The text of `zeroprompt --help`."""
-    width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {line}" for verb, line in VERBS.items()]
     return "\n".join(
         [
             "usage: zeroprompt VERB [options]",
             "",
             zeroprompt_jax.__doc__.strip(),
             "",
-            *lines,
+            *_listed(VERBS),
             "",
             "zeroprompt VERB --help tells a verb's options. The first thing to try:",
             "  zeroprompt train --gin_file=experiments/quickstart.gin",
@@ -71,7 +76,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     verb, *rest = argv
     if verb not in VERBS:
         raise unknown("option" if verb.startswith("-") else "verb", verb, ["--help", "--version", *VERBS])
-    parser = parser_for(verb)
+    module, part = importlib.import_module(f"zeroprompt_jax.cli.{verb}"), None
+    if (parts := getattr(module, "PARTS", None)) is not None:
+        part, *rest = rest or ["--help"]
+        if part in ("-h", "--help"):
+            lines = [f"usage: zeroprompt {verb} WHAT [options]", "", module.__doc__, "", *_listed(parts), ""]
+            print("\n".join([*lines, f"zeroprompt {verb} WHAT --help tells the options of each."]))
+            raise SystemExit(0)
+        if part not in parts:
+            raise unknown(f"part of zeroprompt {verb}", part, ["--help", *parts])
+    parser = parser_for(verb, part)
     takes_config = any(action.dest == "gin_bindings" for action in parser._actions)
     bindings = []
     if takes_config:
@@ -83,7 +97,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         name = left_over[0].partition("=")[0]
         options = [option for action in parser._actions for option in action.option_strings]
         kind = "option" if name.startswith("-") else "argument"
-        raise UserError(f"zeroprompt {verb} has no {kind} '{name}'.{nearest(name, options)}")
+        raise UserError(f"{parser.prog} has no {kind} '{name}'.{nearest(name, options)}")
     if takes_config:
         args.gin_bindings = [*args.gin_bindings, *bindings]
     return args
