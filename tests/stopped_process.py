@@ -1,4 +1,4 @@
-"""One process of a run that the tests stop: `COMMAND …`, as `zeroprompt COMMAND …`, on toy tasks of two_processes.py. The
+"""One process of a run that the tests stop: `COMMAND …`, as `zeroprompt COMMAND …`, on toy tasks of processes.py. The
 environment says which process it is."""
 
 import os
@@ -8,13 +8,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import jax
-import two_processes
+import processes
 
 from zeroprompt_jax.cli import main, runs
 from zeroprompt_jax.training import distributed
 
 if __name__ == "__main__":
-    two_processes.register()
+    processes.register()
     jax.config.update("jax_disable_most_optimizations", True)
     if heartbeat := os.environ.get("TEST_HEARTBEAT"):
         runs.begin = lambda: distributed.start(heartbeat=int(heartbeat))

@@ -1,4 +1,4 @@
-"""Two processes of two devices each train, evaluate and resume as one process does."""
+"""Two processes of two devices each, and four of one, train, evaluate and resume as one process does."""
 
 import importlib.util
 import json
@@ -17,32 +17,32 @@ from zeroprompt_jax.data import cards
 from zeroprompt_jax.training import checkpoint
 from zeroprompt_jax.training.partitioning import Mesh
 
-SCRIPT = Path(__file__).with_name("two_processes.py")
+SCRIPT = Path(__file__).with_name("processes.py")
 
 
 def load():
-    spec = importlib.util.spec_from_file_location("two_processes", SCRIPT)
+    spec = importlib.util.spec_from_file_location("processes", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def pair(what, root):
-    """Runs two processes to their end; their reports, and what they printed as `out` and `err`."""
+def together(what, root, count=2):
+    """Runs processes to their end; their reports, and what they printed as `out` and `err`."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    commands = [[sys.executable, str(SCRIPT), what, port, str(index), str(root)] for index in range(2)]
+    commands = [[sys.executable, str(SCRIPT), what, port, str(index), str(count), str(root)] for index in range(count)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     options["env"] = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    both = [subprocess.Popen(command, **options) for command in commands]
+    all_of_them = [subprocess.Popen(command, **options) for command in commands]
     try:
-        said = [process.communicate(timeout=600) for process in both]
+        said = [process.communicate(timeout=600) for process in all_of_them]
     finally:
-        for process in both:
+        for process in all_of_them:
             process.kill()
-    assert [process.returncode for process in both] == [0, 0], "\n".join(err[-3000:] for _, err in said)
-    reports = [json.loads((root / f"{what}_{index}.json").read_text()) for index in range(2)]
+    assert [process.returncode for process in all_of_them] == [0] * count, "\n".join(err[-3000:] for _, err in said)
+    reports = [json.loads((root / f"{what}_{index}.json").read_text()) for index in range(count)]
     return [{**report, "out": out, "err": err} for report, (out, err) in zip(reports, said)]
 
 
@@ -59,7 +59,7 @@ def shared():
 
 @pytest.fixture(scope="module")
 def rows(shared, tmp_path_factory):
-    return pair("rows", tmp_path_factory.mktemp("rows"))
+    return together("rows", tmp_path_factory.mktemp("rows"))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def run(shared, tmp_path_factory):
     jax.config.update("jax_disable_most_optimizations", True)
     alone = experiment.train(shared.made(root, "one", mesh=Mesh(data=1)), "a = 1\n")
     shared.at_step_two(root / "one", "one_then_two")
-    reports = pair("train", root)
+    reports = together("train", root)
     shared.at_step_two(root / "two", "two_then_one")
     experiment.train(shared.made(root, "two_then_one", mesh=Mesh(data=1)), "a = 1\n")
     jax.config.update("jax_disable_most_optimizations", before)
@@ -86,7 +86,7 @@ def test_rows_of_processes_make_up_the_batch_on_the_mesh(rows):
         assert report["streams"] == dict.fromkeys(("padded", "packed", "buckets", "grouped"), True)
 
 
-def test_what_cannot_run_on_two_processes_is_named(rows):
+def test_what_cannot_run_on_processes_is_named(rows):
     groups = "Instruction groups per micro-batch: 2 does not divide over data × fsdp = 2 × 2 devices; 4 would."
     for report in rows:
         assert report["groups"] == groups
@@ -110,6 +110,17 @@ def test_parameters_are_those_of_one_process(run, name):
     for path in wanted:
         np.testing.assert_allclose(found[path], wanted[path], atol=1e-6, rtol=0, err_msg=path)
     assert max(np.abs(wanted[path] - early[path]).max() for path in wanted) > 1e-3  # two steps are far more than that
+
+
+@pytest.mark.slow
+def test_four_processes_go_on_where_one_was(shared, run):
+    root, _, alone = run
+    shared.at_step_two(root / "one", "one_then_four")
+    for report in together("resume", root, 4):
+        assert report["processes"] == 4 and report["summary"] == pytest.approx(alone.summary(), abs=1e-5)
+    found, wanted = saved(root / "one_then_four"), saved(root / "one")
+    for path in wanted:
+        np.testing.assert_allclose(found[path], wanted[path], atol=1e-6, rtol=0, err_msg=path)
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
-"""One of two processes of a run, each with two simulated devices: `rows|train PORT INDEX FOLDER`. Leaves in FOLDER what
-it did, as JSON. test_two_processes also imports it, for what one process does."""
+"""One of the processes of a run, which share four simulated devices: `rows|train|resume PORT INDEX COUNT FOLDER`. Leaves in
+FOLDER what it did, as JSON. test_processes also imports it, for what one process does."""
 
 import dataclasses
 import json
@@ -125,13 +125,20 @@ def train(root: Path) -> dict:
     return report | {"again": experiment.train(made(root, "two"), "a = 1\n")}
 
 
-def main(what: str, port: str, index: str, folder: str) -> None:
-    jax.config.update("jax_num_cpu_devices", 2)
+def resume(root: Path) -> dict:
+    """Goes on with `one_then_four`."""
+    evaluation = experiment.train(made(root, "one_then_four"), "a = 1\n")
+    return {"summary": evaluation.summary(), "processes": jax.process_count()}
+
+
+def main(what: str, port: str, index: str, count: str, folder: str) -> None:
+    """One of `count` processes that share four devices."""
+    jax.config.update("jax_num_cpu_devices", 4 // int(count))
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_disable_most_optimizations", True)
-    jax.distributed.initialize(f"localhost:{port}", 2, int(index))
+    jax.distributed.initialize(f"localhost:{port}", int(count), int(index))
     register()
-    report = {"rows": rows, "train": train}[what](Path(folder))
+    report = {"rows": rows, "train": train, "resume": resume}[what](Path(folder))
     Path(folder, f"{what}_{index}.json").write_text(json.dumps(report))
 
 
