@@ -81,6 +81,38 @@ def test_logits_tell_a_model_that_computes_otherwise(home):
     assert a.shape == (3, 8, CONFIG.vocab_size) and np.array_equal(a, b) and np.abs(a - c).max() > 0.01
 
 
+@pytest.mark.parametrize("activations", [("gelu", "linear"), ("relu", "linear")])
+def test_what_the_source_does_not_tell_is_said(home, capsys, activations):
+    config = dataclasses.replace(CONFIG, mlp_activations=activations)
+    huggingface.write_leaves(home / "gated", model(config=config), config)
+    source = home / "gated"
+    for layout, said in (("zeroprompt", False), ("t5x", False), ("hf", True)):
+        assert main(["convert", str(source), str(home / f"to_{layout}"), f"--format={layout}", "--no_logits"]) == 0
+        told = "config.json says mlp_activations ('gelu', 'linear') and relpos_max_distance 128, as the published"
+        assert (told in capsys.readouterr().out) == said
+        source = home / f"to_{layout}"
+    assert huggingface.read_config(source).mlp_activations == ("gelu", "linear")
+    # A source with a configuration assumes nothing.
+    assert main(["convert", str(home / "gated"), str(home / "again"), "--format=hf", "--no_logits"]) == 0
+    assert "config.json says" not in capsys.readouterr().out
+    assert huggingface.read_config(home / "again").mlp_activations == activations
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the size of files")
+@pytest.mark.parametrize("layout", convert.FORMATS)
+def test_a_disk_that_takes_no_more_is_one_sentence(home, layout):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"Writing '.*out' failed \(.*File too large.*\); nothing is left there"):
+            convert.convert(str(home / "hf"), home / "out", layout, logits=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [p.name for p in home.iterdir()] == ["hf"]
+
+
 @pytest.mark.parametrize("fault", ["bits", "logits", "disk", "interrupt"])
 def test_nothing_is_left_of_what_failed(home, monkeypatch, fault):
     def broken(*args, **kwargs):
@@ -160,29 +192,36 @@ MEMORY = """
 import sys
 from pathlib import Path
 from zeroprompt_jax import convert
-def peak():
+def memory(name):
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) * 1024
+    return int(status[name].split()[0]) * 1024
 warm, large, out, layout = sys.argv[1:]
 convert.convert(warm, out + "_warm", layout, logits=False)
-before = peak()
+Path("/proc/self/clear_refs").write_text("5")  # the peak is that of what follows
+before = memory("VmRSS")
 convert.convert(large, out, layout, logits=False)
-print(peak() - before)
+print(memory("VmHWM") - before)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_extra_memory_stays_below_the_largest_tensor_and_a_third(home):
-    config = dataclasses.replace(CONFIG, vocab_size=32128, emb_dim=2048)
+@pytest.mark.parametrize("kind", ["one tensor", "stacks"])
+def test_extra_memory_stays_below_the_largest_tensor_and_a_third(home, kind):
+    """Of one large tensor, and its like that is turned, and of many in layers that are written as one."""
+    changes = {
+        "one tensor": {"vocab_size": 16064, "emb_dim": 2048, "logits_via_embedding": False},
+        "stacks": {"emb_dim": 1024, "mlp_dim": 2816, "num_encoder_layers": 6},
+    }
+    config = dataclasses.replace(CONFIG, **changes[kind])
     large = {
         path: leaves.of((np.arange(np.prod(shape), dtype=np.float32) % 251).reshape(shape))
         for path, _, shape, _ in huggingface._names(config)
     }
-    largest = max(leaf.size for leaf in large.values())
+    largest = max(leaf.size for leaf in (leaves.stack(large) if kind == "stacks" else large).values())
     huggingface.write_leaves(home / "large", large, config)
     source = home / "large"
-    for layout in ("t5x", "hf"):
+    for layout in ("zeroprompt" if kind == "stacks" else "t5x", "hf"):
         argv = [str(home / "hf"), str(source), str(home / f"to_{layout}"), layout]
         extra = int(subprocess.check_output([sys.executable, "-c", MEMORY, *argv], text=True).splitlines()[-1])
         print(f"{source.name} -> {layout}: {extra / 2**20:.0f} MiB, {extra / largest:.2f} of the largest tensor")

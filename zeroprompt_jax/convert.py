@@ -35,39 +35,39 @@ TOLERANCE = 1e-4  # of logits, or of the largest logit where that exceeds one: f
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A backbone that is not read yet. name: as the user gave it. leaves: by unscanned paths. folder: of Hugging Face's
-    layout alone. vocabulary: of a run, its spec."""
+    layout alone. vocabulary: of a run, its spec. assumed: whether its shapes are all that told its configuration."""
 
     name: str
     config: T5Config
     leaves: Mapping[str, Leaf]
     folder: Path | None = None
     vocabulary: str | None = None
+    assumed: bool = False
 
 
 class Converted(NamedTuple):
     """parameters, arrays: how many. difference: the largest of logits, None where they were not compared. by: what
-    computed those of the source and of what was written."""
+    computed those of the source and of what was written. assumed: what `config.json` says that the source does not."""
 
     parameters: int
     arrays: int
     difference: float | None
     by: tuple[str, str] | None
+    assumed: Mapping[str, Any]
 
 
 def source(backbone: str | Experiment) -> Source:
     """Finds a backbone.
 
     Args:
-      backbone: `packaged:NAME`, a directory in Hugging Face layout, a T5X checkpoint or a folder of several, one of
-        this package's checkpoints, a run's experiment, or a model's name on the Hugging Face hub.
+      backbone: a directory in Hugging Face layout, a model's name (`pretrained`), a T5X checkpoint or a folder of
+        several, one of this package's checkpoints, or a run's experiment.
 
     Raises UserError where it is none of these, or cannot be reached.
     """
     if isinstance(backbone, Experiment):
         return _run(backbone)
     folder = pretrained.directory(backbone) or Path(backbone).expanduser()
-    if "://" not in backbone and not folder.exists():
-        folder = huggingface.download(backbone) or folder
     if huggingface.is_directory(folder):
         return Source(backbone, huggingface.read_config(folder), huggingface.read_leaves(folder), folder)
     found = checkpoint.pretrained_leaves(backbone)
@@ -76,7 +76,7 @@ def source(backbone: str | Experiment) -> Source:
         raise UserError(
             f"The checkpoint '{backbone}' holds no backbone; give its run's MODEL_DIR, which knows where it is."
         )
-    return Source(backbone, leaves.config({path: leaf.shape for path, leaf in found.items()}), found)
+    return Source(backbone, leaves.config({path: leaf.shape for path, leaf in found.items()}), found, assumed=True)
 
 
 def _run(experiment: Experiment) -> Source:
@@ -112,7 +112,9 @@ def convert(backbone: str | Experiment, destination: str | Path, format: str, lo
         _compare(given, written)
         difference, by = _compare_logits(given, written) if logits else (None, None)
     parameters = sum(int(np.prod(leaf.shape)) for leaf in given.leaves.values())
-    return Converted(parameters, len(given.leaves), difference, by)
+    assumed = ("mlp_activations", "relpos_max_distance") if given.assumed and format == "hf" else ()
+    told = {name: getattr(given.config, name) for name in assumed}
+    return Converted(parameters, len(given.leaves), difference, by, told)
 
 
 def _check_free(destination: str) -> None:
@@ -132,8 +134,10 @@ def _whole(target: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         os.replace(partial, target)  # also over an empty folder
-    except OSError as e:
-        raise UserError(f"Writing '{target}' failed ({e}); nothing is left there.") from e
+    except Exception as e:
+        if isinstance(e, UserError) or (cause := checkpoint.disk_fault(e)) is None:
+            raise
+        raise UserError(f"Writing '{target}' failed ({cause}); nothing is left there.") from e
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

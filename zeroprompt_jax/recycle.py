@@ -58,8 +58,8 @@ def home(backbone: str | Path | Experiment, vocabulary: str | None = None) -> Ho
     """Reads a backbone.
 
     Args:
-      backbone: `packaged:NAME`, a directory in Hugging Face layout, a run's experiment, or a .npy file of token embeddings
-        [V, D].
+      backbone: a directory in Hugging Face layout, a model's name (`pretrained`), a run's experiment, or a .npy file of
+        token embeddings [V, D].
       vocabulary: as `pieces.read` takes it; by default the backbone's own, which a .npy file does not have.
 
     Raises:
@@ -79,8 +79,8 @@ def home(backbone: str | Path | Experiment, vocabulary: str | None = None) -> Ho
         name, folder = str(backbone), pretrained.directory(str(backbone)) or Path(backbone).expanduser()
         if not huggingface.is_directory(folder):
             raise UserError(
-                f"'{backbone}' is no backbone: neither packaged:NAME, a directory in Hugging Face layout, a run nor a "
-                f".npy file of embeddings."
+                f"'{backbone}' is no backbone: neither packaged:NAME, a directory in Hugging Face layout, OWNER/NAME on "
+                f"its hub, a run nor a .npy file of embeddings."
             )
         params, spec = _read(folder), vocabulary or str(backbone)
         if vocabulary is None and not str(backbone).startswith(pretrained.PREFIX):

@@ -27,8 +27,9 @@ def test_blocks_are_the_rows_in_order(small_blocks):
         np.testing.assert_array_equal(leaf.read(), array, strict=True)
         assert leaf.shape == array.shape and leaf.size == array.nbytes
         assert all(not np.shares_memory(block, x) for block in blocks)
-    wide = leaves.of(np.ones((2, 100), np.float32))
-    assert [block.shape for block in wide.blocks()] == [(1, 100)] * 2
+    deep = leaves.of(np.arange(2 * 3 * 25, dtype=np.float32).reshape(2, 3, 25))
+    assert [block.shape for block in deep.blocks()] == [(1, 1, 10), (1, 1, 10), (1, 1, 5)] * 6
+    np.testing.assert_array_equal(np.concatenate([block.reshape(-1) for block in deep.blocks()]), np.arange(150))
     assert leaves.of(np.int32(3)).read() == 3 and leaves.of(np.zeros((0, 4))).read().shape == (0, 4)
 
 
@@ -51,6 +52,42 @@ def test_stacking_is_that_of_the_models_and_back(small_blocks):
     lost = {path: leaf for path, leaf in unscanned.items() if "decoder/layers_1/" not in path}
     with pytest.raises(UserError, match=r"decoder/layers/.* cannot be stacked: it has the layers \[0, 2\]"):
         leaves.stack(lost)
+
+
+def test_a_block_of_all_layers_opens_one_and_a_layer_of_them_reads_its_own(small_blocks):
+    x = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    opened, read = [], []
+
+    class Rows:
+        def __getitem__(self, place):
+            read.append(place)
+            return x[place]
+
+    def layer(i):
+        return leaves.Leaf(x.shape[1:], x.dtype, lambda: opened.append(i) or x[i])
+
+    stacked = leaves.stack({f"encoder/layers_{i}/scale": layer(i) for i in range(3)})["encoder/layers/scale"]
+    np.testing.assert_array_equal(stacked.read(), x)
+    assert opened == [0, 1, 2]
+    parts = leaves.unstack({"encoder/layers/scale": leaves.Leaf(x.shape, x.dtype, Rows)})
+    np.testing.assert_array_equal(parts["encoder/layers_1/scale"].read(), x[1])
+    assert [place[0] for place in read] == [slice(1, 2)] * 2
+
+
+def test_a_matrix_turned_twice_is_the_first_and_turned_ones_are_compared_as_they_lie(small_blocks):
+    x = np.arange(35, dtype=np.float32).reshape(7, 5)
+    read = []
+
+    class Rows:
+        def __getitem__(self, place):
+            read.append(x[place].size)
+            return x[place]
+
+    leaf = leaves.Leaf(x.shape, x.dtype, Rows)
+    assert leaf.turned().turned() is leaf
+    assert leaf.turned().equals(leaves.of(x.copy()).turned()) and not leaf.turned().equals(leaves.of(x + 1).turned())
+    assert leaf.turned().equals(leaves.of(x.T))
+    assert max(read) * 4 <= 40
 
 
 @pytest.mark.parametrize("changes", [{}, {"mlp_activations": ("relu",), "logits_via_embedding": True}])

@@ -39,4 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if made.by is not None:
         told += f"; logits differ by at most {made.difference:.1g} ({' against '.join(made.by)})"
     print(told)
+    if made.assumed:
+        said = " and ".join(f"{name} {value!r}" for name, value in made.assumed.items())
+        print(f"config.json says {said}, as the published models have, for the source does not tell: correct it there.")
     return 0

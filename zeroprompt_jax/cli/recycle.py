@@ -16,7 +16,10 @@ RECYCLERS = {
     "anchors": "recyclers.Anchors",
 }
 _UNRELATED = 0.05  # share of the variance: tables whose rows do not belong together stay below it
-_BACKBONE = "packaged:NAME, a directory in Hugging Face layout, a run's MODEL_DIR, or a .npy file of embeddings"
+_BACKBONE = (
+    "packaged:NAME, a directory in Hugging Face layout, OWNER/NAME on the Hugging Face hub, a run's MODEL_DIR, or a .npy "
+    "file of embeddings"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

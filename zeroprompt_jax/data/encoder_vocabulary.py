@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from zeroprompt_jax import pretrained
 from zeroprompt_jax.data.byte_pairs import BytePairs
 from zeroprompt_jax.data.vocabulary import Vocabulary
 from zeroprompt_jax.data.word_pieces import WordPieces
@@ -83,12 +84,13 @@ def load_encoder_vocabulary(spec: str) -> EncoderVocabulary:
 
     Args:
       spec: a Hugging Face `tokenizer.json` of WordPiece (BERT) or byte-level pairs (RoBERTa), a `vocab.txt` of BERT (what
-        a `tokenizer_config.json` beside it says of lower case counts), or a directory with either.
+        a `tokenizer_config.json` beside it says of lower case counts), a directory with either, or OWNER/NAME of a model on
+        the Hugging Face hub.
 
     Raises:
       UserError: no such file, a tokenizer of another kind, or a mark that is missing.
     """
-    file = Path(spec).expanduser()
+    file = pretrained.directory(spec) or Path(spec).expanduser()
     if file.is_dir():
         found = [file / name for name in ("tokenizer.json", "vocab.txt") if (file / name).is_file()]
         if not found:

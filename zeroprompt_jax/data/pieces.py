@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from zeroprompt_jax import pretrained
 from zeroprompt_jax.data.vocabulary import file_in, load_vocabulary
 from zeroprompt_jax.errors import UserError
 
@@ -24,7 +25,7 @@ def read(spec: str) -> tuple[str, ...]:
     Raises:
       UserError: neither of these, or damaged.
     """
-    path = Path(spec).expanduser()
+    path = pretrained.directory(spec) or Path(spec).expanduser()
     if path.is_dir():
         path = file_in(path)
         spec = str(path)

@@ -195,13 +195,13 @@ def load_vocabulary(spec: str) -> Vocabulary:
 
     Args:
       spec: `bytes` (ByT5's ids: byte + 3, 125 extra ids, size 384), `procedural` (the packaged vocabulary of the
-        procedural suite), `packaged:NAME` (that of a packaged model, 100 extra ids), the path of a SentencePiece
-        `.model` or of a Hugging Face `tokenizer.json`, or a directory in Hugging Face layout; each may end in `:N` for N
-        extra ids (T5 uses 100; without it a SentencePiece file gets none, a tokenizer.json those it has, and the
+        procedural suite), the path of a SentencePiece `.model` or of a Hugging Face `tokenizer.json`, or a
+        directory in Hugging Face layout or a model's name (`packaged:NAME`, `OWNER/NAME` on the hub); each may end in `:N`
+        for N extra ids (T5 uses 100; without it a SentencePiece file gets none, a tokenizer.json those it has, and the
         spiece.model of a directory 100).
 
     Raises:
-      UserError: the file is missing or neither of the two, its special ids are not T5's, or no such model is packaged.
+      UserError: the file is missing or neither of the two, its special ids are not T5's, or no model has that name.
     """
     path, _, extra = spec.rpartition(":")
     if not (path and re.fullmatch(r"\d+", extra)):
@@ -213,17 +213,15 @@ def load_vocabulary(spec: str) -> Vocabulary:
 def _load(spec: str, path: str, extra_ids: int | None) -> Vocabulary:
     if path == "bytes":
         return _Bytes(spec, _BYTES_EXTRA_IDS if extra_ids is None else extra_ids)
-    if folder := pretrained.directory(path):
-        return _SentencePiece(spec, folder / "spiece.model", _PACKAGED_EXTRA_IDS if extra_ids is None else extra_ids)
     if path == _PROCEDURAL:
         package = importlib.util.find_spec("zeroprompt_jax.tasks")
         file = pathlib.Path(package.submodule_search_locations[0]) / "procedural.model"
     else:
-        file = pathlib.Path(path).expanduser()
+        file = pretrained.directory(path) or pathlib.Path(path).expanduser()
         if not file.exists():
             raise UserError(
                 f"Vocabulary '{spec}': there is no file {file}. Use 'bytes', 'procedural', 'packaged:t5_tiny', the path of a "
-                f"SentencePiece .model or a tokenizer.json, or a model directory."
+                f"SentencePiece .model or a tokenizer.json, a model directory, or OWNER/NAME on the Hugging Face hub."
             )
         if file.is_dir():
             file = file_in(file)

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -279,32 +278,6 @@ def _compare(
 def is_directory(path: str | os.PathLike) -> bool:
     """Whether `path` is a directory in Hugging Face layout."""
     return (Path(path) / "config.json").is_file()
-
-
-def download(name: str) -> Path | None:
-    """The directory of a model on the Hugging Face hub, `OWNER/NAME`; None for what cannot be such a name.
-
-    Raises UserError where huggingface_hub is not installed, or the model cannot be had."""
-    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        return None
-    instead = f"download it where there is a network (hf download {name} --local-dir FOLDER) and give FOLDER here"
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise UserError(
-            f"There is no folder '{name}', and fetching that model from the Hugging Face hub needs huggingface_hub (pip "
-            f"install huggingface_hub); or {instead}."
-        ) from None
-    fetch = functools.partial(huggingface_hub.snapshot_download, name)
-    try:
-        folder = Path(fetch(allow_patterns=["*.json", "spiece.model", "model*.safetensors"]))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(fetch(allow_patterns=["*.json", "spiece.model", "pytorch_model*.bin"]))
-    except Exception as e:  # the hub's client and what it calls have dozens of kinds
-        raise UserError(
-            f"There is no folder '{name}', and the Hugging Face hub did not give that model ({type(e).__name__}); {instead}."
-        ) from None
-    return folder
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:

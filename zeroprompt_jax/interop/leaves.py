@@ -4,6 +4,7 @@ Paths are T5X's, which are our unscanned ones: `encoder/layers_0/attention/query
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,11 +22,13 @@ _UNSCANNED = re.compile(r"(.*/)layers_(\d+)(/.*)")
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """An array that is not read yet. open: gives something whose rows can be sliced, `[start:stop]`."""
+    """An array that is not read yet. open: gives something that takes a slice of each axis. turned_from: the matrix that
+    this one is the transpose of."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     open: Callable[[], Any]
+    turned_from: "Leaf | None" = None
 
     @property
     def size(self) -> int:
@@ -33,33 +36,36 @@ class Leaf:
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     @property
-    def block_rows(self) -> int:
-        """Rows of a block; one row that is larger than `BLOCK` is a block of its own."""
-        return max(1, min(self.shape[0], BLOCK * self.shape[0] // max(1, self.size)))
+    def block_shape(self) -> tuple[int, ...]:
+        """Shape of a block: as much of the last axes as `BLOCK` holds, so that blocks follow each other in memory."""
+        shape, size = [], self.dtype.itemsize
+        for length in reversed(self.shape):
+            shape.append(max(1, min(length, BLOCK // max(1, size))))
+            size *= length
+        return tuple(reversed(shape))
+
+    def places(self) -> Iterator[tuple[slice, ...]]:
+        """Where the blocks are, in their order."""
+        steps = [range(0, length, step) for length, step in zip(self.shape, self.block_shape)]
+        for at in itertools.product(*steps):
+            yield tuple(slice(i, min(i + r.step, r.stop)) for i, r in zip(at, steps))
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The array's rows in order, in blocks of at most `BLOCK` bytes, each a copy of its own."""
+        """The array in the order of its bytes, in blocks of at most `BLOCK` bytes, each a copy of its own."""
         array = self.open()
-        if not self.shape:
-            yield np.array(array)
-            return
-        rows = self.block_rows
-        for start in range(0, self.shape[0], rows):
-            yield np.array(array[start : min(start + rows, self.shape[0])], order="C")
+        for place in self.places():
+            yield np.array(array[place], order="C")
 
     def read(self) -> np.ndarray:
         """The whole array."""
-        if not self.shape:
-            return next(self.blocks())
-        out, start = np.empty(self.shape, self.dtype), 0
-        for block in self.blocks():
-            out[start : start + len(block)] = block
-            start += len(block)
+        out = np.empty(self.shape, self.dtype)
+        for place, block in zip(self.places(), self.blocks()):
+            out[place] = block
         return out
 
     def turned(self) -> "Leaf":
-        """The transposed matrix."""
-        return Leaf(self.shape[::-1], self.dtype, lambda: _whole(self).T)
+        """The transposed matrix. Its rows are everywhere in the one that it is read from, which is held while it is."""
+        return self.turned_from or Leaf(self.shape[::-1], self.dtype, lambda: _whole(self).T, self)
 
     def cast(self, dtype: Any) -> "Leaf":
         """The same values in another dtype."""
@@ -67,8 +73,12 @@ class Leaf:
 
     def equals(self, other: "Leaf") -> bool:
         """Whether both have the same shape and dtype and every bit the same."""
+        if self is other:
+            return True
         if (self.shape, self.dtype) != (other.shape, other.dtype):
             return False
+        if self.turned_from and other.turned_from:  # neither need be held
+            return self.turned_from.equals(other.turned_from)
         return all(np.array_equal(_bytes(a), _bytes(b)) for a, b in zip(self.blocks(), other.blocks()))
 
 
@@ -90,18 +100,34 @@ class _Cast:
     def __init__(self, array: Any, dtype: np.dtype):
         self._array, self._dtype = array, dtype
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        return np.asarray(self._array[rows]).astype(self._dtype)
+    def __getitem__(self, place: tuple[slice, ...]) -> np.ndarray:
+        return np.asarray(self._array[place]).astype(self._dtype)
 
 
 class _Layers:
-    """One parameter of all layers, whose rows are the layers."""
+    """One parameter of all layers [L, …]. The layer that was used last stays open."""
 
     def __init__(self, layers: list[Leaf]):
-        self._layers = layers
+        self._layers, self._used, self._opened = layers, -1, None
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        return np.stack([layer.read() for layer in self._layers[rows]])
+    def __getitem__(self, place: tuple[slice, ...]) -> np.ndarray:
+        return np.stack([self._layer(i)[place[1:]] for i in range(len(self._layers))[place[0]]])
+
+    def _layer(self, i: int) -> Any:
+        if self._used != i:
+            self._opened = None  # before the next one is read
+            self._used, self._opened = i, self._layers[i].open()
+        return self._opened
+
+
+class _Layer:
+    """Layer i of an array of all layers."""
+
+    def __init__(self, layers: Any, i: int):
+        self._layers, self._i = layers, i
+
+    def __getitem__(self, place: tuple[slice, ...]) -> np.ndarray:
+        return self._layers[(slice(self._i, self._i + 1), *place)][0]
 
 
 def stack(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
@@ -123,14 +149,14 @@ def stack(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
 
 
 def unstack(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
-    """Scanned -> unscanned, the inverse of `stack`. Of the scanned parameters the one that was used last is held."""
-    held: dict[str, np.ndarray] = {}
+    """Scanned -> unscanned, the inverse of `stack`. Of the scanned parameters the one that was used last stays open."""
+    held: dict[str, Any] = {}
 
-    def layer(path: str, i: int) -> np.ndarray:
+    def layer(path: str, i: int) -> Any:
         if path not in held:
             held.clear()
-            held[path] = leaves[path].read()
-        return held[path][i]
+            held[path] = leaves[path].open()
+        return held[path][i] if isinstance(held[path], np.ndarray) else _Layer(held[path], i)
 
     out = {}
     for path, leaf in leaves.items():

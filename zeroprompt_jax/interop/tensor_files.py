@@ -68,17 +68,21 @@ def read_safetensors(file: Path) -> dict[str, Leaf]:
             at, end = record["data_offsets"]
             if end - at != int(np.prod(shape)) * dtype.itemsize or start + end > size:
                 raise ValueError(f"tensor {name} is cut short")
-            leaves[name] = Leaf(shape, dtype, functools.partial(_map, file, dtype, start + at, shape))
+            leaves[name] = Leaf(shape, dtype, functools.partial(_Mapped, file, dtype, start + at, shape))
         return leaves
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as e:
         raise UserError(f"{file} cannot be read as safetensors ({e}).") from None
 
 
-def _map(file: Path, dtype: np.dtype, offset: int, shape: tuple[int, ...]) -> np.ndarray:
-    # Mapped anew for each tensor: pages of those that are done do not stay with the process.
-    if 0 in shape:
-        return np.zeros(shape, dtype)
-    return np.memmap(file, dtype, "r", offset, shape)
+class _Mapped:
+    """A tensor in a file, mapped anew for each block: pages of those that are done do not stay with the process."""
+
+    def __init__(self, *where: Any):
+        self._where = where
+
+    def __getitem__(self, place: tuple[slice, ...]) -> np.ndarray:
+        file, dtype, offset, shape = self._where
+        return np.memmap(file, dtype, "r", offset, shape)[place]
 
 
 def read_torch(file: Path) -> dict[str, Leaf]:
@@ -89,9 +93,13 @@ def read_torch(file: Path) -> dict[str, Leaf]:
     state = {name: _to_numpy(tensor) for name, tensor in _load_torch(file, mapped).items()}
     if not mapped:
         return {name: of(array) for name, array in state.items()}
-    # Mapped anew for each tensor, as above.
+    # Mapped anew for each tensor. Names of one tensor share a leaf, or comparing them would map it twice.
     again = lambda name: _to_numpy(_load_torch(file, mapped)[name])
-    return {name: Leaf(x.shape, x.dtype, functools.partial(again, name)) for name, x in state.items()}
+    leaves = {}
+    for name, x in state.items():
+        key = (x.ctypes.data, x.shape, x.strides, x.dtype)
+        leaves.setdefault(key, Leaf(x.shape, x.dtype, functools.partial(again, name)))
+    return {name: leaves[x.ctypes.data, x.shape, x.strides, x.dtype] for name, x in state.items()}
 
 
 def _load_torch(file: Path, mapped: bool) -> Mapping[str, Any]:

@@ -59,13 +59,13 @@ def _reason(e: Exception) -> str:
     return str(e).partition(" [")[0].partition("\n")[0][:200]
 
 
-class _Rows:
+class _Stored:
     def __init__(self, array: ts.TensorStore, path: str):
         self._array, self._path = array, path
 
-    def __getitem__(self, rows: Any) -> np.ndarray:
+    def __getitem__(self, place: Any) -> np.ndarray:
         try:
-            return self._array[rows].read().result()
+            return self._array[place].read().result()
         except (ValueError, OSError) as e:
             raise UserError(f"The array {self._path} cannot be read ({_reason(e)}).") from None
 
@@ -81,18 +81,19 @@ def leaf(kvstore: dict[str, Any], driver: str = "zarr") -> Leaf:
     shape, dtype = tuple(array.shape), np.dtype(array.dtype.numpy_dtype)
     chunk = int(np.prod(array.chunk_layout.read_chunk.shape or ())) * dtype.itemsize
 
-    def open_rows() -> Any:
+    def open_stored() -> Any:
         # A chunk is decoded whole each time that a part of it is read.
-        rows = _Rows(array, kvstore["path"])
-        return rows[...] if not shape or chunk > 2 * BLOCK else rows
+        stored = _Stored(array, kvstore["path"])
+        size = int(np.prod(shape)) * dtype.itemsize
+        return stored[...] if chunk > 2 * BLOCK or size <= 2 * BLOCK else stored
 
-    return Leaf(shape, dtype, open_rows)
+    return Leaf(shape, dtype, open_stored)
 
 
 def metadata(leaf: Leaf) -> dict[str, Any]:
     """zarr metadata of an array as T5X writes it, gzip, with a block for each chunk: T5X reads chunks of any size."""
     return {
-        "chunks": [leaf.block_rows, *leaf.shape[1:]] if leaf.shape else [],
+        "chunks": list(leaf.block_shape),
         "compressor": {"id": "gzip", "level": 1},
         "dtype": "bfloat16" if leaf.dtype == ml_dtypes.bfloat16 else leaf.dtype.newbyteorder("<").str,
         "shape": list(leaf.shape),
@@ -105,13 +106,8 @@ def write(kvstore: dict[str, Any], leaf: Leaf) -> None:
     # Without this a chunk of zeros is left out, as a lost one would be.
     spec["store_data_equal_to_fill_value"] = True
     array = ts.open(spec, context=_context(), create=True, delete_existing=True).result()
-    if not leaf.shape:
-        array.write(leaf.read()).result()
-        return
-    start = 0
-    for block in leaf.blocks():
-        array[start : start + len(block)].write(block, can_reference_source_data_indefinitely=True).result()
-        start += len(block)
+    for place, block in zip(leaf.places(), leaf.blocks()):
+        array[place].write(block, can_reference_source_data_indefinitely=True).result()
 
 
 def orbax(path: str | Path) -> dict[tuple[str, ...], Callable[[], Leaf]] | None:

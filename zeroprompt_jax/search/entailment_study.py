@@ -49,8 +49,8 @@ class EntailmentStudy:
       suite: makes the tasks and what stages train on.
       arms: name to how tasks are trained.
       stages: name to how the encoder is trained before, each from where the one before it ended.
-      initial_checkpoint_path: an encoder to begin with, in Hugging Face layout; heads that it lacks are random, and without
-        it everything is.
+      initial_checkpoint_path: an encoder to begin with, in Hugging Face layout or OWNER/NAME on its hub; heads that it lacks
+        are random, and without it everything is.
       shots: K.
       splits: seeds of the splits.
       batch_size: rows at a time when tasks are asked.

@@ -155,8 +155,9 @@ class BackTranslation:
     """Translates a wording to other languages and back.
 
     Attributes:
-      translate: `translate(texts, source, target)` gives the translated texts; or a directory in Hugging Face layout of
-        a T5 that follows "translate English to German: …", as the original T5 does for German, French and Romanian.
+      translate: `translate(texts, source, target)` gives the translated texts; or a directory in Hugging Face layout, or
+        a model's name (`pretrained`), of a T5 that follows "translate English to German: …", as the original T5 does for
+        German, French and Romanian.
       languages: one new wording for each.
       source: the wordings' own language.
       max_length: most tokens of a translation by a T5, EOS included.

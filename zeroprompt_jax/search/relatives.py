@@ -29,7 +29,7 @@ class Relative(abc.ABC):
         if not folder.is_dir():
             partial = folder.with_name(f".{folder.name}.{os.getpid()}")
             try:
-                self.make(pretrained.directory(backbone) or Path(backbone), pretraining, partial)
+                self.make(pretrained.directory(backbone) or Path(backbone).expanduser(), pretraining, partial)
                 os.replace(partial, folder)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)

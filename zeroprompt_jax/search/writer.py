@@ -116,7 +116,7 @@ def _write(params, tokens, seeds, *, config, strategy, max_length, samples, eos_
 
 @functools.lru_cache(maxsize=1)
 def load(path: str) -> Writer:
-    """The T5 in a directory in Hugging Face layout, or `packaged:NAME`, with its own vocabulary.
+    """The T5 in a directory in Hugging Face layout, or of a model's name (`pretrained`), with its own vocabulary.
 
     Raises UserError where there is none."""
     config = checkpoint.pretrained_config(path)
@@ -126,5 +126,4 @@ def load(path: str) -> Writer:
         )
     shapes = states.flatten({"backbone": jax.eval_shape(lambda: t5.init(config, jax.random.key(0)))})
     params = states.unflatten(checkpoint.load_params(path, shapes))["backbone"]
-    vocabulary = path if path.startswith("packaged:") else f"{path}/spiece.model:100"
-    return Writer(config, params, load_vocabulary(vocabulary))
+    return Writer(config, params, load_vocabulary(path))

@@ -8,6 +8,7 @@ checkpoint before.
 
 import dataclasses
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -83,9 +84,7 @@ class Checkpointer:
         try:
             action()
         except Exception as e:
-            cause = _cause(e)
-            # TensorStore tells a full disk or quota by a ValueError that quotes the operating system.
-            if not isinstance(cause, OSError) and not re.search("os_error_code|RESOURCE_EXHAUSTED", str(e)):
+            if (cause := disk_fault(e)) is None:
                 raise
             kept = self._manager.latest_step() if step is None else max(
                 (s for s in self._manager.all_steps() if s != step), default=None
@@ -111,10 +110,15 @@ class Checkpointer:
         self._manager.close()
 
 
-def _cause(e: BaseException) -> BaseException:
-    while e.__cause__ is not None or e.__context__ is not None:
-        e = e.__cause__ or e.__context__
-    return e
+def disk_fault(e: BaseException) -> BaseException | None:
+    """What the disk said, such as that it is full, where that is what an error comes from; else None."""
+    cause = e
+    while cause.__cause__ is not None or cause.__context__ is not None:
+        cause = cause.__cause__ or cause.__context__
+    # TensorStore tells a full disk or quota by a ValueError that quotes the operating system.
+    if code := re.search(r"os_error_code='(\d+)'", str(e)):
+        return OSError(int(code[1]), os.strerror(int(code[1])))
+    return cause if isinstance(cause, OSError) or "RESOURCE_EXHAUSTED" in str(e) else None
 
 
 def find(path: str) -> epath.Path:
@@ -170,8 +174,8 @@ def load_params(path: str, wanted: Flat, regex: str = ".*") -> dict[str, jax.Arr
     backbone's layers may be scanned in one and unscanned in the other.
 
     Args:
-      path: a run's MODEL_DIR, a step directory, `packaged:NAME`, a directory in Hugging Face layout or a T5X checkpoint;
-        the last three hold a backbone and so leave a method's parameters as they are.
+      path: a run's MODEL_DIR, a step directory, a directory in Hugging Face layout, a model's name (`pretrained`) or a T5X
+        checkpoint; the last three hold a backbone and so leave a method's parameters as they are.
       wanted: parameters by path.
       regex: which of them.
 
@@ -209,15 +213,15 @@ def load_run(path: str) -> tuple[dict[str, np.ndarray], list[str]]:
 
 
 def pretrained_config(path: str) -> T5Config | None:
-    """What a packaged model or a directory in Hugging Face layout says it is; None for any other path. A T5X checkpoint
-    says it by its shapes, which are compared when it is loaded."""
+    """What a directory in Hugging Face layout, or of a model's name (`pretrained`), says it is; None for any other path. A
+    T5X checkpoint says it by its shapes, which are compared when it is loaded."""
     folder = _pretrained_directory(path)
     return huggingface.read_config(folder) if folder else None
 
 
 def load_encoder(path: str, config: RobertaConfig) -> dict[str, np.ndarray]:
-    """The parameters, by path, of a BERT or RoBERTa in a directory in Hugging Face layout, on the host: its encoder, and of
-    its heads those that `config` has too.
+    """The parameters, by path, of a BERT or RoBERTa in a directory in Hugging Face layout, or of that name on its hub, on
+    the host: its encoder, and of its heads those that `config` has too.
 
     Raises UserError for no such directory, and for a model that computes otherwise than the config says.
     """
@@ -238,8 +242,8 @@ def load_encoder(path: str, config: RobertaConfig) -> dict[str, np.ndarray]:
 
 
 def pretrained_leaves(path: str) -> dict[str, Leaf] | None:
-    """The parameters, by their unscanned paths and not read yet, of what holds a backbone alone: `packaged:NAME`, a
-    directory in Hugging Face layout, a T5X checkpoint. None for any other path."""
+    """The parameters, by their unscanned paths and not read yet, of what holds a backbone alone: a directory in
+    Hugging Face layout, a model's name (`pretrained`), a T5X checkpoint. None for any other path."""
     if folder := _pretrained_directory(path):
         return huggingface.read_leaves(folder)
     found = t5x.find(path)

@@ -36,9 +36,10 @@ class Train:
 
     batch_size is global, over all devices and micro-batches. eval_every None evaluates at the end only; save_every None
     saves at the end only, and several numbers after these steps too. initial_checkpoint_path: parameters to start from
-    (a run's MODEL_DIR or one step of it, or a backbone: 'packaged:t5_tiny', a directory in Hugging Face layout or a T5X
-    checkpoint), as far as initial_checkpoint_regex matches their paths, such as 'backbone/.*'. profile_steps: the first
-    and the last step of a profile that TensorBoard and XProf read, of the first process' devices, in MODEL_DIR/profile.
+    (a run's MODEL_DIR or one step of it, or a backbone: 'packaged:t5_tiny', a directory in Hugging Face layout,
+    OWNER/NAME on the Hugging Face hub or a T5X checkpoint), as far as initial_checkpoint_regex matches their paths, such
+    as 'backbone/.*'. profile_steps: the first and the last step of a profile that TensorBoard and XProf read, of the first
+    process' devices, in MODEL_DIR/profile.
     """
 
     model_dir: str
