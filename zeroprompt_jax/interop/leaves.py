@@ -61,6 +61,15 @@ class Leaf:
         """The transposed matrix."""
         return Leaf(self.shape[::-1], self.dtype, lambda: _whole(self).T)
 
+    def swapped(self) -> "Leaf":
+        """The first two axes exchanged."""
+        shape = (self.shape[1], self.shape[0], *self.shape[2:])
+        return Leaf(shape, self.dtype, lambda: _whole(self).swapaxes(0, 1))
+
+    def reshaped(self, *shape: int) -> "Leaf":
+        """The same values, in order, in another shape."""
+        return Leaf(shape, self.dtype, lambda: _whole(self).reshape(shape))
+
     def cast(self, dtype: Any) -> "Leaf":
         """The same values in another dtype."""
         return Leaf(self.shape, np.dtype(dtype), lambda: _Cast(self.open(), np.dtype(dtype)))
@@ -129,7 +138,7 @@ def unstack(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
     def layer(path: str, i: int) -> np.ndarray:
         if path not in held:
             held.clear()
-            held[path] = leaves[path].read()
+            held[path] = _whole(leaves[path])
         return held[path][i]
 
     out = {}
