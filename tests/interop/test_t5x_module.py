@@ -74,9 +74,9 @@ def test_every_parameter_has_axes_and_lies_where_t5x_looks_for_it(name):
     made = shapes(METHODS[name])
     found, axes = flat(made["params"]), flat(nn.partitioning.get_axis_names(made["params_axes"]).unfreeze())
     assert found.keys() == axes.keys()
-    known = {"vocab", "embed", "mlp", "heads", "kv", "joined_kv", "relpos_buckets", "layers", "stack"}
+    known = {"vocab", "embed", "mlp", "heads", "kv", "joined_kv", "relpos_buckets", "layers", "stack", "mlp_activations"}
     for path, leaf in found.items():
-        assert len(axes[path]) == leaf.ndim and set(axes[path]) <= known, path
+        assert len(axes[path]) == len(set(axes[path])) == leaf.ndim and set(axes[path]) <= known, path
     backbone = {path for path in found if not path.startswith("method/")}
     assert backbone == flat(tiny_t5.params(CONFIG)).keys()
     trains = {path for path in found if trained(METHODS[name])(f"/{path}", None)}

@@ -24,9 +24,10 @@ from zeroprompt_jax.models.conditioning import Conditioning
 from zeroprompt_jax.models.t5 import Backbone, Cache, T5Config
 
 Array = jax.Array
-_BANK = "stack"  # what T5X calls an axis whose slices Adafactor keeps apart
-_WHOLE = "relpos_buckets"  # one that T5X neither divides over devices nor factorises
-_AXES = ("vocab", "embed", "mlp", "heads", "kv", "joined_kv", "relpos_buckets", "layers")  # that T5X's rules know
+# What an axis of a method's parameter is called to T5X, whose rules know their own names only, and each once: slices that
+# Adafactor keeps apart, and axes that are neither divided over devices nor, among these, factorised.
+_SLICES = {"task": "stack", "layers": "layers"}
+_WHOLE = ("relpos_buckets", "kv", "mlp_activations")
 
 
 def trained(method: Method) -> Callable[[str, Any], bool]:
@@ -74,18 +75,17 @@ class Transformer(nn.Module):
         made = dict(t5.init(self.config, keys[0]))
         if own := self.method.init(keys[1], Setting(self.config, backbone=made)):
             made["method"] = own
-        axes = {f"{path}_axes": AxisMetadata(self._axes(path, leaf)) for path, leaf in flatten_dict(made, sep="/").items()}
+        axes = {f"{path}_axes": AxisMetadata(self._axes(path)) for path in flatten_dict(made, sep="/")}
         for collection, tree in (("params", made), ("params_axes", unflatten_dict(axes, sep="/"))):
             for name, value in tree.items():
                 self.put_variable(collection, name, value)
 
-    def _axes(self, path: str, leaf: Array) -> tuple[str, ...]:
-        """A parameter's logical axes, by names that T5X's rules of partitioning and of Adafactor know."""
-        if path.startswith("method/"):
-            names = self.method.logical_axes(path.removeprefix("method/"))
-        else:
-            names = logical_axes(path)
-        return tuple(_BANK if name == "task" else name if name in _AXES else _WHOLE for name in names)
+    def _axes(self, path: str) -> tuple[str, ...]:
+        if not path.startswith("method/"):
+            return logical_axes(path)
+        whole = iter(_WHOLE)
+        names = self.method.logical_axes(path.removeprefix("method/"))
+        return tuple(_SLICES.get(name) or next(whole) for name in names)
 
     def _bound(self, enable_dropout: bool) -> tuple[Backbone, Mapping[str, Any]]:
         """The backbone and the method's parameters, of which what is frozen lets no gradient through."""
