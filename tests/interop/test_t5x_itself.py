@@ -209,9 +209,10 @@ def test_t5xs_model_scores_and_decodes_as_we_do(name):
     def run(params):
         backbone, conditioning = conditioned(method, params)
         want = backbone(b["encoder_input_tokens"], b["decoder_input_tokens"], conditioning).logits
-        strategy = decoding.Beam(size=2, length_penalty=0.6)
-        beams = decoding.generate(backbone, b["encoder_input_tokens"], conditioning, strategy, S)
-        got, aux = theirs.predict_batch_with_aux(params, b, num_decodes=2)
+        # Rows run to their full length: the searches end differently at an EOS.
+        strategy = decoding.Beam(size=2, length_penalty=0.0)
+        beams = decoding.generate(backbone, b["encoder_input_tokens"], conditioning, strategy, S, eos_id=99)
+        got, aux = theirs.predict_batch_with_aux(params, b, decoder_params={"eos_id": 99}, num_decodes=2)
         return theirs._compute_logits(params, b), want, (got, aux["scores"]), (beams.tokens[:, 0], beams.scores[:, 0])
 
     logits, want, got, beams = tiny_t5.jit(run)(params)
