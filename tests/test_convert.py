@@ -45,7 +45,7 @@ def same(source, want):
 def test_around_all_layouts_every_bit_and_dtype_stays(tmp_path, dtype):
     want, at = model(dtype), str(tmp_path / "hf")
     huggingface.write_leaves(at, want, CONFIG)
-    for n, layout in enumerate(["t5x", "zeroprompt", "hf", "zeroprompt", "t5x", "hf"]):
+    for n, layout in enumerate(["t5x", "zeroprompt", "hf", "zeroprompt", "t5x_scanned", "hf"]):
         made = convert.convert(at, tmp_path / str(n), layout, logits=False)
         at = str(tmp_path / str(n))
         assert same(convert.source(at), want) and made.difference is None

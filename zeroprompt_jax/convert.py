@@ -28,7 +28,7 @@ from zeroprompt_jax.models import t5
 from zeroprompt_jax.models.t5 import T5Config
 from zeroprompt_jax.training import checkpoint
 
-FORMATS = ("hf", "t5x", "zeroprompt")
+FORMATS = ("hf", "t5x", "t5x_scanned", "zeroprompt")
 TOLERANCE = 1e-4  # of logits, or of the largest logit where that exceeds one: float32 is no finer
 
 
@@ -96,7 +96,8 @@ def convert(backbone: str | Experiment, destination: str | Path, format: str, lo
       backbone: as of `source`.
       destination: a folder that does not exist, or is empty. A T5X checkpoint is that folder itself where it is called
         checkpoint_STEP, and checkpoint_0 in it otherwise.
-      format: `hf`, `t5x` or `zeroprompt`, a checkpoint for `Train.initial_checkpoint_path`.
+      format: `hf`; `t5x`, and `t5x_scanned` for T5X's scalable_t5; `zeroprompt`, a checkpoint for
+        `Train.initial_checkpoint_path`.
       logits: also compare logits, for which the whole model is loaded, as float32. Hugging Face's side is computed by
         transformers where that is installed.
 
@@ -147,8 +148,9 @@ def _write(given: Source, folder: Path, format: str, step: int | None) -> None:
         huggingface.write_leaves(folder, given.leaves, given.config)
         if given.vocabulary:
             export.copy_vocabulary(given.vocabulary, folder)
-    elif format == "t5x":
-        t5x.write_t5(folder / "checkpoint_0" if step is None else folder, given.leaves, step or 0)
+    elif format.startswith("t5x"):
+        folder = folder / "checkpoint_0" if step is None else folder
+        t5x.write_t5(folder, given.leaves, step or 0, scanned=format == "t5x_scanned")
     else:
         checkpoint.write_backbone(folder, given.leaves)
 

@@ -161,6 +161,42 @@ def test_earlier_orbax_kept_an_index_with_placeholders(tmp_path):
     assert_same(t5x.read(tmp_path), arrays)
 
 
+def scanned_tree(shared=True):
+    """The same model's parameters as T5X's scalable_t5 names and shapes them."""
+    config = tiny_t5.config()
+    heads, size = config.num_heads, config.head_dim
+    out = {}
+    for path, x in flax.traverse_util.flatten_dict(tiny_t5.params(config), sep="/").items():
+        side, _, rest = path.partition("/")
+        if rest.startswith("relpos_bias"):
+            layers = config.num_encoder_layers if side == "encoder" else config.num_decoder_layers
+            x, rest = np.stack([x + (0 if shared else i) for i in range(layers)]), f"layers/{rest}"
+        elif rest.endswith(("query/kernel", "key/kernel", "value/kernel")):
+            x = x.reshape(*x.shape[:2], heads, size)
+        elif rest.endswith("out/kernel"):
+            x = x.reshape(x.shape[0], heads, size, x.shape[2])
+        if rest.startswith("layers/"):
+            path, x = f"{side}/{side}/{rest.removeprefix('layers/')}", np.moveaxis(x, 0, 1)
+        out[path] = x
+    return {f"target/{path}": leaves.of(np.ascontiguousarray(x)) for path, x in out.items()}
+
+
+def test_scanned_layout_both_ways(tmp_path):
+    t5x.write(tmp_path / "theirs" / "checkpoint_7", scanned_tree())
+    params = {p.removeprefix("target/"): leaf for p, leaf in tree().items() if p.startswith("target/")}
+    assert_same(t5x.read_t5(tmp_path / "theirs"), params)
+    t5x.write_t5(tmp_path / "checkpoint_7", params, 7, scanned=True)
+    assert_same(t5x.read(tmp_path, "target/.*"), scanned_tree())
+    assert_same(t5x.read_t5(tmp_path), params)
+    assert t5x.read(tmp_path)["target/decoder/decoder/self_attention/out/kernel"].shape == (2, 3, 4, 16)
+
+
+def test_layers_with_biases_of_their_own_are_refused(tmp_path):
+    t5x.write(tmp_path / "checkpoint_7", scanned_tree(shared=False))
+    with pytest.raises(UserError, match=r"different relative position biases \((encoder|decoder)/relpos_bias"):
+        t5x.read_t5(tmp_path)
+
+
 def test_the_newest_of_several_and_what_is_none(tmp_path):
     one = {"target/a/scale": leaves.of(np.float32([1])), "state/step": leaves.of(np.int32(1))}
     for step in (9, 10):

@@ -16,9 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         required=True,
-        choices=["hf", "t5x", "zeroprompt"],
-        help="hf: config.json and model.safetensors; t5x: the layout of the published T5X models; zeroprompt: this "
-        "package's checkpoint. Train.initial_checkpoint_path takes each of them",
+        choices=["hf", "t5x", "t5x_scanned", "zeroprompt"],
+        help="hf: config.json and model.safetensors; t5x: the layout of the published T5X models; t5x_scanned: that of "
+        "T5X's scalable_t5; zeroprompt: this package's checkpoint. Train.initial_checkpoint_path takes each of them",
     )
     parser.add_argument(
         "--no_logits",

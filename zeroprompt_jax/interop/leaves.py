@@ -67,6 +67,15 @@ class Leaf:
         """The transposed matrix. Its rows are everywhere in the one that it is read from, which is held while it is."""
         return self.turned_from or Leaf(self.shape[::-1], self.dtype, lambda: _whole(self).T, self)
 
+    def swapped(self) -> "Leaf":
+        """The first two axes exchanged."""
+        shape = (self.shape[1], self.shape[0], *self.shape[2:])
+        return Leaf(shape, self.dtype, lambda: _whole(self).swapaxes(0, 1))
+
+    def reshaped(self, *shape: int) -> "Leaf":
+        """The same values, in order, in another shape."""
+        return Leaf(shape, self.dtype, lambda: _whole(self).reshape(shape))
+
     def cast(self, dtype: Any) -> "Leaf":
         """The same values in another dtype."""
         return Leaf(self.shape, np.dtype(dtype), lambda: _Cast(self.open(), np.dtype(dtype)))

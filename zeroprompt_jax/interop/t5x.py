@@ -5,8 +5,10 @@ Two layouts are read. The legacy one, in which models are published under gs://t
 specification, and beside it one zarr folder per array, `target.encoder.layers_0.attention.query.kernel`. And Orbax's,
 in `checkpoint_STEP/state`. The legacy one is written; T5X restores it in either of its checkpointing modes.
 
-Paths here are T5X's own: `target/…` parameters, `state/step`, `state/param_states/…` the optimizer's state. A model is
-unscanned, as the published ones are.
+Paths here are T5X's own: `target/…` parameters, `state/step`, `state/param_states/…` the optimizer's state. The published
+models are unscanned, `target/encoder/layers_0/…`. Those of T5X's scalable_t5 keep all layers of a stack in one array,
+`target/encoder/encoder/…`, with the layers on the second axis; their attention's kernels have an axis for heads, and every
+layer a relative position bias.
 """
 
 import re
@@ -26,6 +28,11 @@ INDEX = "checkpoint"
 VERSION = 3  # of the legacy layout
 _PLACEHOLDER = "PLACEHOLDER://"
 _FOLDER = re.compile(r"checkpoint_(\d+)")
+_SCANNED = re.compile(r"(encoder|decoder)/\1/(.*)")
+_STACKED = re.compile(r"(encoder|decoder)/layers/(.*)")
+_LAYER = re.compile(r"(encoder|decoder)/layers_\d+/(.*)")
+_ATTENTION = re.compile(r".*/(query|key|value|out)/kernel")
+_RELPOS = "relpos_bias/rel_embedding"
 _IN_INDEX = 2**20  # bytes up to which an array that is no matrix of the model stays in the index
 
 
@@ -71,8 +78,33 @@ def read(path: str | Path, regex: str = ".*") -> dict[str, Leaf]:
 
 
 def read_t5(path: str | Path) -> dict[str, Leaf]:
-    """A model's parameters by our unscanned paths, none of them read yet."""
-    return {name.removeprefix("target/"): leaf for name, leaf in read(path, "target/.*").items()}
+    """A model's parameters by our unscanned paths, none of them read yet but relative position biases that layers have of
+    their own.
+
+    Raises UserError where those of a stack's layers differ, as in umT5 and in what scalable_t5 trained further: our T5,
+    as the published ones, has one bias for a stack.
+    """
+    stacked = {}
+    for name, leaf in read(path, "target/.*").items():
+        name = name.removeprefix("target/")
+        if match := _SCANNED.fullmatch(name):
+            name, leaf = f"{match[1]}/layers/{match[2]}", leaf.swapped()
+        stacked[name] = leaf
+    out = {}
+    for name, leaf in leaf_trees.unstack(stacked).items():
+        match = _LAYER.fullmatch(name)
+        if match and match[2] == _RELPOS:
+            name = f"{match[1]}/{_RELPOS}"
+        if (kernel := _ATTENTION.fullmatch(name)) and len(leaf.shape) == 3:
+            a, b, c = leaf.shape
+            leaf = leaf.reshaped(a * b, c) if kernel[1] == "out" else leaf.reshaped(a, b * c)
+        if name in out and not leaf.equals(out[name]):
+            raise UserError(
+                f"The layers of '{path}' have different relative position biases ({name}); this package's T5 has one for "
+                f"all layers of a stack."
+            )
+        out[name] = leaf
+    return out
 
 
 def _read_legacy(path: str) -> dict[str, Callable[[], Leaf]]:
@@ -154,7 +186,25 @@ def write(path: str | Path, arrays: Mapping[str, Leaf]) -> None:
     (Path(path) / INDEX).write_bytes(flax.serialization.msgpack_serialize(tree))
 
 
-def write_t5(path: str | Path, params: Mapping[str, Leaf], step: int = 0) -> None:
-    """Writes a model's parameters, by our unscanned paths, without an optimizer's state."""
+def write_t5(path: str | Path, params: Mapping[str, Leaf], step: int = 0, scanned: bool = False) -> None:
+    """Writes a model's parameters, by our unscanned paths, without an optimizer's state. scanned: as scalable_t5 restores
+    them, each layer with a copy of the relative position bias; T5X trains the copies apart."""
+    params = _scanned(params) if scanned else params
     counter = leaf_trees.of(np.asarray(step, np.int32))
     write(path, {**{f"target/{name}": leaf for name, leaf in params.items()}, "state/step": counter})
+
+
+def _scanned(params: Mapping[str, Leaf]) -> dict[str, Leaf]:
+    out, heads = {}, params[f"encoder/{_RELPOS}"].shape[0]
+    for name, leaf in params.items():
+        if kernel := _ATTENTION.fullmatch(name):
+            a, b = leaf.shape
+            leaf = leaf.reshaped(heads, a // heads, b) if kernel[1] == "out" else leaf.reshaped(a, heads, b // heads)
+        if match := _LAYER.fullmatch(name):
+            out[name.removesuffix(match[2]) + _RELPOS] = params[f"{match[1]}/{_RELPOS}"]
+        if not name.endswith(_RELPOS):
+            out[name] = leaf
+    return {
+        _STACKED.sub(r"\1/\1/\2", name): leaf.swapped() if _STACKED.fullmatch(name) else leaf
+        for name, leaf in leaf_trees.stack(out).items()
+    }

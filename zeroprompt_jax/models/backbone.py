@@ -138,7 +138,8 @@ class Bound:
     rngs: Mapping[str, Array] | None = None
 
     def _apply(self, method, *args, **kwargs):
-        return self.module(self.config).apply({"params": self.params}, *args, method=method, rngs=self.rngs, **kwargs)
+        module = self.module(self.config, parent=None)  # of its own, also where another module's method calls this
+        return module.apply({"params": self.params}, *args, method=method, rngs=self.rngs, **kwargs)
 
     def __call__(self, *args, **kwargs):
         return self._apply("__call__", *args, **kwargs)

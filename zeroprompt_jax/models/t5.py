@@ -354,4 +354,4 @@ class Backbone(Bound):
 def init(config: T5Config, rng: Array) -> Params:
     """Random parameters in T5's initialisation. Jit-able, so that sharded parameters are born sharded."""
     tokens = jnp.ones((1, 2), jnp.int32)
-    return T5(config).init(rng, tokens, tokens)["params"]
+    return T5(config, parent=None).init(rng, tokens, tokens)["params"]
