@@ -121,7 +121,7 @@ def test_nothing_is_left_of_what_failed(home, monkeypatch, fault):
     write = t5x.write_t5
     if fault == "bits":
         changed = lambda params: {**params, "encoder/encoder_norm/scale": leaves.of(np.zeros(8, np.float32))}
-        monkeypatch.setattr(t5x, "write_t5", lambda path, params, step: write(path, changed(params), step))
+        monkeypatch.setattr(t5x, "write_t5", lambda path, params, *given, **named: write(path, changed(params), *given, **named))
     elif fault == "logits":
         numbers = iter([0.0, 1.0])
         monkeypatch.setattr(convert, "_logits", lambda *_: (np.full(3, next(numbers)), "a test"))
