@@ -127,6 +127,18 @@ def test_mixtures_and_their_rates(seqio):
         seqio_bridge.mixture_from_seqio("outter")
 
 
+def test_a_mixture_goes_to_seqio_with_its_rates(seqio, register):
+    v, names = load_vocabulary("bytes"), register(3)
+    cards.register_mixture("some-of/them", {names[0]: 3.0, names[2]: 1.0})
+    made = seqio_bridge.mixture_to_seqio("some-of/them", v)
+    assert made is seqio.MixtureRegistry.get("some_of_them") and made is seqio_bridge.mixture_to_seqio("some-of/them", v)
+    assert seqio_bridge.mixture_from_seqio("some_of_them") == {names[0]: 3.0, names[2]: 1.0}
+    assert len(list(made.get_dataset({"inputs": 16, "targets": 8}, "train", num_epochs=1).take(2))) == 2
+    cards.register_mixture("some-of_them", [names[1]])
+    with pytest.raises(UserError, match="seqio already has another mixture named 'some_of_them'"):
+        seqio_bridge.mixture_to_seqio("some-of_them", v)
+
+
 def test_mistakes_are_named(seqio, register):
     v = load_vocabulary("bytes")
     [name] = register(1)

@@ -33,7 +33,7 @@ def to_seqio(task_name: str, vocabulary: Vocabulary):
     import tensorflow as tf
 
     card, source = cards.card(task_name), cards.source(task_name)
-    name = re.sub(r"[^\w.:]", "_", task_name)
+    name = _seqio_name(task_name)
     if name in seqio.TaskRegistry.names():
         known = seqio.TaskRegistry.get(name)
         if getattr(known.source, "zeroprompt", None) != (card, source.fingerprint, vocabulary.fingerprint):
@@ -67,6 +67,24 @@ def to_seqio(task_name: str, vocabulary: Vocabulary):
     )
     made.source.zeroprompt = (card, source.fingerprint, vocabulary.fingerprint)
     return made
+
+
+def mixture_to_seqio(name: str, vocabulary: Vocabulary):
+    """Registers a mixture of cards, and its tasks as `to_seqio` does, as a SeqIO mixture, and returns it, for trainers that
+    read SeqIO's. The same call again returns the same mixture. Raises UserError as `to_seqio`, and for an unknown mixture."""
+    import seqio
+
+    rates = [(to_seqio(task, vocabulary).name, rate) for task, rate in cards.mixture(name).items()]
+    if (made := _seqio_name(name)) not in seqio.MixtureRegistry.names():
+        return seqio.MixtureRegistry.add(made, rates)
+    known = seqio.MixtureRegistry.get(made)
+    if {task.name: known.get_rate(task) for task in known.tasks} != dict(rates):
+        raise UserError(f"Mixture '{name}': seqio already has another mixture named '{made}'.")
+    return known
+
+
+def _seqio_name(name: str) -> str:
+    return re.sub(r"[^\w.:]", "_", name)
 
 
 def card_from_seqio(name: str, vocabulary: Vocabulary) -> tuple[TaskCard, Source]:
