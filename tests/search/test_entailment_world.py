@@ -20,8 +20,7 @@ def test_few_labels_are_enough_after_inference_and_useless_before(tmp_path):
         configs.load()
     names = ("slots and head", "slots and head, text")
     arms = {name: dataclasses.replace(made.arms[name], rates=(3e-3,)) for name in names}
-    stages = {**made.stages, "inference": dataclasses.replace(made.stages["inference"], steps=600)}
-    options = {"arms": arms, "stages": stages, "splits": (13, 21, 42), "batch_size": 256}
+    options = {"arms": arms, "splits": (13, 21, 42), "batch_size": 256}
     entailment_study.run(dataclasses.replace(made, model_dir=str(tmp_path), **options))
     records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
     of = lambda arm, key: np.mean([r[key] for r in records if r["arm"] == arm])
