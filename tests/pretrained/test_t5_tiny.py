@@ -39,7 +39,7 @@ def test_small_enough_and_complete():
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
     assert set(files) == {"README.md", "config.json", "model.safetensors", "spiece.model"}
     assert sum(files.values()) <= 10e6
-    assert pretrained.names() == ("t5_tiny",) and pretrained.directory("runs/other") is None
+    assert pretrained.names() == ("t5_tiny",) and pretrained.directory("runs/of/mine") is None
 
 
 def test_an_unknown_name_is_told_with_the_nearest():
