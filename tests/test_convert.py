@@ -211,7 +211,7 @@ def test_extra_memory_stays_below_the_largest_tensor_and_a_third(home, kind):
     """Of one large tensor, and its like that is turned, and of many in layers that are written as one."""
     changes = {
         "one tensor": {"vocab_size": 16064, "emb_dim": 2048, "logits_via_embedding": False},
-        "stacks": {"emb_dim": 1024, "mlp_dim": 2816, "num_encoder_layers": 6},
+        "stacks": {"emb_dim": 1024, "mlp_dim": 2816, "num_encoder_layers": 12},
     }
     config = dataclasses.replace(CONFIG, **changes[kind])
     large = {
