@@ -153,6 +153,7 @@ def test_what_cannot_be_answered_is_told(done, tmp_path):
     told({"task": task}, "Unknown arm 'slot'. Did you mean 'slots'", arm="slot")
     told({"task": task}, "The arm 'full' trains an encoder for each task", arm="full")
     told({"task": task}, "There is no split 7; the arm 'slots' was trained on 13, 21", split=7)
+    told({"task": task}, "holds results of another configuration", dataclasses.replace(made, shots=3))
     told({"task": task}, "The arm 'slots' is not trained yet", study(tmp_path / "new", {"slots": arm()}))
 
 

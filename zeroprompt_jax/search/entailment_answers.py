@@ -33,7 +33,8 @@ def answer(study: EntailmentStudy, path: str, output: str, arm: str | None = Non
       split: seed of the split that tasks were trained on; None is for each the one whose dev examples did best.
 
     Raises:
-      UserError: an arm that is not there, trained the encoder or is not finished, a row of another task or without a field.
+      UserError: a study that was run as another one; an arm that is not there, trained the encoder or is not finished; a
+        row of another task or without a field.
     """
     suite, banks = study.suite(), [name for name, own in study.arms.items() if not own.method.train_backbone]
     if arm is not None and arm not in study.arms:
@@ -44,6 +45,8 @@ def answer(study: EntailmentStudy, path: str, output: str, arm: str | None = Non
     done = [r for r in records.read(Path(study.model_dir)) if r["arm"] == arm]
     if not done:
         raise UserError(f"The arm '{arm}' is not trained yet: type the command without --input first.")
+    root = Path(study.model_dir)
+    records.claim(root, {"study": study, "suite": suite.facts()}, root)  # other templates would ask something else
     if split is not None and split not in (seeds := sorted({r["seed"] for r in done})):
         raise UserError(f"There is no split {split}; the arm '{arm}' was trained on {', '.join(map(str, seeds))}.")
     rows = infer.numbered_rows(path, "task")
