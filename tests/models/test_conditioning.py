@@ -12,6 +12,7 @@ from tiny_t5 import TOLERANCE
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.models import conditioning as cond
 from zeroprompt_jax.models import layers, t5
+from zeroprompt_jax.models.attention import Keys, attend
 from zeroprompt_jax.models.conditioning import Adapter, Conditioning, LowRank, Prefix, Stack, Sublayer
 
 CONFIG = tiny_t5.config()
@@ -288,7 +289,7 @@ def test_pieces_by_hand():
     query, key, value = draw(4, 3, 2, 6), draw(4, 5, 2, 6), draw(4, 5, 2, 6)
     prefix = Prefix(draw(2, 2, 2, 6), draw(2, 2, 2, 6), np.array([[True, False], [True, True]]))
     bias, mask = draw(1, 2, 3, 5), rng.random((4, 1, 3, 5)) < 0.7
-    got = layers.attend(query, [*layers.prefix_keys(prefix, 4), layers.Keys(key, value, mask, bias)])
+    got = attend(query, [*layers.prefix_keys(prefix, 4), Keys(key, value, mask, bias)])
     for row in range(4):
         kept = prefix.mask[row // 2]
         for head in range(2):

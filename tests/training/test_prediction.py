@@ -5,7 +5,7 @@ import pytest
 from zeroprompt_jax.training import hlo, prediction
 from zeroprompt_jax.training.chips import Chip
 
-CHIP = Chip(flops=1e6, hbm_bytes=1000, hbm_bandwidth=1e3, clock=1e3, link=500.0, dimensions=2)
+CHIP = Chip(flops=1e6, hbm_bytes=1000, hbm_bandwidth=1e3, clock=1e3, lanes=10, link=500.0, dimensions=2)
 PROGRAM = """\
 HloModule jit_step, num_partitions=8
 
@@ -47,6 +47,8 @@ def test_opaque_kernels_are_listed_and_never_free():
     assert found == {"name": "tpu_custom_call", "runs": 1, "seconds": 0.8, "bytes": 800, "flops": 0}
     told = predict(call + ', backend_config={"cost_estimate":{"flops":"3000000","bytes_accessed":"10"}}')
     assert told.opaque()[0]["seconds"] == 3.0 and told.seconds == 3.0 and told.flops == 3e6
+    told = predict(call + ', backend_config={"cost_estimate":{"flops":"3","transcendentals":"5000","bytes_accessed":"10"}}')
+    assert told.seconds == 6 * 5000 / (10 * 1e3)  # six cycles of all lanes each
     assert predict('%a = f32[100]{0} custom-call(%p), custom_call_target="AllocateBuffer"').opaque() == []
 
 

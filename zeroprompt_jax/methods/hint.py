@@ -19,9 +19,10 @@ from zeroprompt_jax.methods import generated
 from zeroprompt_jax.methods.base import Method
 from zeroprompt_jax.methods.generated import Kind, Tensor
 from zeroprompt_jax.models import t5
+from zeroprompt_jax.models.attention import Keys, attend
 from zeroprompt_jax.models.backbone import Encoded, logical_axes
 from zeroprompt_jax.models.conditioning import Conditioning
-from zeroprompt_jax.models.layers import Dense, Dropout, Keys, attend, fan_in
+from zeroprompt_jax.models.layers import Dense, Dropout, fan_in
 from zeroprompt_jax.models.t5 import Backbone, T5Config
 
 Array = jax.Array

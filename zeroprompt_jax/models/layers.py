@@ -3,18 +3,16 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from zeroprompt_jax.models.conditioning import ACTIVATIONS, Prefix, Sublayer, adapt, project, rescale, split_rows, to_rows
+from zeroprompt_jax.models.attention import Keys, attend
+from zeroprompt_jax.models.conditioning import ACTIVATIONS, Prefix, Sublayer, adapt, project, rescale, to_rows
 from zeroprompt_jax.models.masks import relative_buckets
 
 Array = jax.Array
-MASKED = -1e10  # as T5X; finite, so that a row without any visible key stays finite
 
 
 def fan_in(scale: float = 1.0) -> Callable:
@@ -128,96 +126,6 @@ class RelativePositionBias(nn.Module):
             return jnp.moveaxis(jnp.take(table_HN, buckets, axis=1), 0, 1)
         chosen = jax.nn.one_hot(buckets, self.num_buckets, dtype=jnp.float32)
         return jnp.einsum("hn,bqkn->bhqk", table_HN, chosen, precision="highest")
-
-
-class Keys(NamedTuple):
-    """What an attention may look at: key, value [G, T, H, K], mask (bool) and bias, both broadcastable to [B, H, Tq, T].
-    G divides the number of query rows: a prefix, an encoder's output, a fused instruction serve groups of rows uncopied."""
-
-    key: Array
-    value: Array
-    mask: Array | None = None
-    bias: Array | None = None
-
-
-def attend(query_BTHK: Array, keys: list[Keys], dropout: Callable[[Array], Array] = lambda x: x) -> Array:
-    """One softmax, in float32, over all the keys together, of scores as they are: what scales is in the query.
-    -> [B, T, H, K]."""
-    B, T, H, _ = query_BTHK.shape
-    scores = []
-    for source in keys:
-        s = _by_group("grqhk,gphk->grhqp", query_BTHK, source.key.astype(query_BTHK.dtype), len(source.key), jnp.float32)
-        s = s if source.bias is None else s + source.bias
-        scores.append(s if source.mask is None else jnp.where(source.mask, s, MASKED))
-    values = tuple(source.value.astype(query_BTHK.dtype) for source in keys)
-    lengths = [s.shape[-1] for s in scores]
-    kept = dropout(jnp.ones((B, H, 1, sum(lengths)), query_BTHK.dtype))  # one mask of keys for all queries of a head
-    kept = tuple(jnp.split(kept, np.cumsum(lengths)[:-1], axis=-1))
-    return weigh(tuple(scores), values, kept)
-
-
-@jax.custom_vjp
-def weigh(scores: tuple[Array, ...], values: tuple[Array, ...], kept: tuple[Array, ...]) -> Array:
-    """The values' mean by the softmax of all scores together, in the values' dtype.
-
-    scores: [B, H, T, P] float32 of each source; values: [G, P, H, K]; kept: [B, H, 1, P], what weights are multiplied by
-    once they are normalised, and without a gradient. -> [B, T, H, K].
-
-    The softmax is divided by its sum behind the product with the values, which are fewer numbers than weights, and in
-    bfloat16 its backward pass subtracts the product of the output and its gradient in place of a sum over keys (as Dao et
-    al. 2022, "FlashAttention", section 3.1 and appendix B). So all that is kept of a score is one number in the values'
-    dtype.
-    """
-    return _weigh(scores, values, kept)[0]
-
-
-def _weigh(scores, values, kept):
-    top = functools.reduce(jnp.maximum, [s.max(axis=-1, keepdims=True, initial=-jnp.inf) for s in scores])
-    powers = tuple(jnp.exp(s - top).astype(v.dtype) for s, v in zip(scores, values))
-    inverse_BHT = 1 / sum(e.astype(jnp.float32).sum(axis=-1) for e in powers)
-    parts = (_by_group("grhqp,gphk->grqhk", e * mask, v, len(v), jnp.float32) for e, v, mask in zip(powers, values, kept))
-    out = sum(parts) * _by_query(inverse_BHT)
-    return out.astype(values[0].dtype), (powers, inverse_BHT, values, kept, out)
-
-
-def _weigh_backward(saved, grad_BTHK):
-    powers, inverse_BHT, values, kept, out = saved
-    dtype = values[0].dtype
-    scaled_f32 = grad_BTHK.astype(jnp.float32) * _by_query(inverse_BHT)
-    scaled = scaled_f32.astype(dtype)
-    to_weights = [
-        _by_group("grqhk,gphk->grhqp", scaled, v, len(v), jnp.float32) * mask for v, mask in zip(values, kept)
-    ]
-    if dtype == jnp.float32:
-        # Summed from the very numbers that it is subtracted from, it leaves nothing where a query looks at one key alone.
-        shift = inverse_BHT * sum((e * d).sum(axis=-1) for e, d in zip(powers, to_weights))
-    else:
-        shift = jnp.moveaxis((scaled_f32 * out).sum(axis=-1), 1, 2)
-    to_scores = ((e * (d - shift[..., None])).astype(dtype).astype(jnp.float32) for e, d in zip(powers, to_weights))
-    to_values = (_by_group("grhqp,grqhk->gphk", e * mask, scaled, len(v), dtype) for e, v, mask in zip(powers, values, kept))
-    return tuple(to_scores), tuple(to_values), tuple(jnp.zeros_like(mask) for mask in kept)
-
-
-weigh.defvjp(_weigh, _weigh_backward)
-
-
-def _by_group(spec: str, x: Array, y: Array, groups: int, dtype: jnp.dtype) -> Array:
-    """The product that `spec` names, of rows `gr` in groups `g`; rows go in and come out as [B, ...].
-
-    Where each row is a group of its own the axis `r` is left out: with it, TPUs lay out scores so that attention takes
-    twice as long."""
-    if groups == len(x):
-        return jnp.einsum(spec.replace("r", ""), x, y, preferred_element_type=dtype)
-    rows = len(x)
-    left, right, out = spec.replace("->", ",").split(",")
-    x, y = (split_rows(z, groups) if axes.startswith("gr") else z for z, axes in ((x, left), (y, right)))
-    z = jnp.einsum(spec, x, y, preferred_element_type=dtype)
-    return z.reshape(rows, *z.shape[2:]) if out.startswith("gr") else z
-
-
-def _by_query(x_BHT: Array) -> Array:
-    """[B, H, T] -> [B, T, H, 1]."""
-    return jnp.moveaxis(x_BHT, 1, 2)[..., None]
 
 
 def prefix_keys(prefix: Prefix | None, rows: int) -> list[Keys]:

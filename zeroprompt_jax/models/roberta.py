@@ -17,6 +17,7 @@ from flax import struct
 
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.models import masks
+from zeroprompt_jax.models.attention import Keys
 from zeroprompt_jax.models.backbone import (
     Bound,
     Context,
@@ -29,7 +30,7 @@ from zeroprompt_jax.models.backbone import (
     run_layers,
 )
 from zeroprompt_jax.models.conditioning import ACTIVATIONS, Conditioning, Layers, check
-from zeroprompt_jax.models.layers import MLP, Attention, Dense, Dropout, Embedder, Keys, LayerNorm, tied_logits
+from zeroprompt_jax.models.layers import MLP, Attention, Dense, Dropout, Embedder, LayerNorm, tied_logits
 
 Array = jax.Array
 

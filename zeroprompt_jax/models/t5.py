@@ -15,6 +15,7 @@ from flax import struct
 
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.models import masks
+from zeroprompt_jax.models.attention import Keys
 from zeroprompt_jax.models.backbone import (
     Bound,
     Context,
@@ -33,7 +34,6 @@ from zeroprompt_jax.models.layers import (
     Dense,
     Dropout,
     Embedder,
-    Keys,
     RelativePositionBias,
     RMSNorm,
     tied_logits,

@@ -18,6 +18,7 @@ class Chip:
       hbm_bytes: of memory that a program may use.
       hbm_bandwidth: bytes/s.
       clock: Hz.
+      lanes: numbers that its vector units take in a cycle.
       link: bytes/s of one inter-chip link in one direction.
       dimensions: of the torus that slices are cut from.
     """
@@ -26,6 +27,7 @@ class Chip:
     hbm_bytes: int
     hbm_bandwidth: float
     clock: float
+    lanes: int
     link: float
     dimensions: int
 
@@ -37,12 +39,13 @@ def _gib(size: float) -> int:
 # Google's pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" (cloud.google.com/tpu/docs): peak, memory bandwidth, and the
 # interconnect's per chip, over four links (v5e, v6e) or six. Usable memory is what libtpu 0.0.42 names where a program
 # does not fit. These pages give no clock: it is the peak over what the matrix units do in a cycle (v4, v5p: 8 of
-# 128 × 128; v5e: 4; v6e: as much as 4 of 256 × 256, by the compiler's own cycles of a large product).
+# 128 × 128; v5e: 4; v6e: as much as 4 of 256 × 256, by the compiler's own cycles of a large product). A core's vector
+# registers are 8 × 128.
 CHIPS = {
-    "v4": Chip(275e12, _gib(30.75), 1.228e12, 1.05e9, 50e9, 3),
-    "v5e": Chip(197e12, _gib(15.75), 0.819e12, 1.5e9, 50e9, 2),
-    "v5p": Chip(459e12, _gib(95.74), 2.765e12, 1.75e9, 100e9, 3),
-    "v6e": Chip(918e12, _gib(31.25), 1.64e12, 1.75e9, 100e9, 2),
+    "v4": Chip(275e12, _gib(30.75), 1.228e12, 1.05e9, 2048, 50e9, 3),
+    "v5e": Chip(197e12, _gib(15.75), 0.819e12, 1.5e9, 1024, 50e9, 2),
+    "v5p": Chip(459e12, _gib(95.74), 2.765e12, 1.75e9, 2048, 100e9, 3),
+    "v6e": Chip(918e12, _gib(31.25), 1.64e12, 1.75e9, 1024, 100e9, 2),
 }
 
 
