@@ -49,6 +49,8 @@ def test_opaque_kernels_are_listed_and_never_free():
     assert told.opaque()[0]["seconds"] == 3.0 and told.seconds == 3.0 and told.flops == 3e6
     told = predict(call + ', backend_config={"cost_estimate":{"flops":"3","transcendentals":"5000","bytes_accessed":"10"}}')
     assert told.seconds == 6 * 5000 / (10 * 1e3)  # six cycles of all lanes each
+    (named,) = predict(call + ', metadata={op_name="jit(f)/layers_0/attend/pallas_call"}').opaque()
+    assert named["name"] == "attend"
     assert predict('%a = f32[100]{0} custom-call(%p), custom_call_target="AllocateBuffer"').opaque() == []
 
 

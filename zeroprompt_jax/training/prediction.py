@@ -47,7 +47,7 @@ class Operation:
       flops, nbytes: of all runs: matrix products, and operands and results in main memory.
       seconds: of all runs.
       beside: whether it runs beside other work.
-      name: of a collective its kind, of a kernel its target, else of the instruction.
+      name: of a collective its kind, of a kernel its own or else its target, else of the instruction.
       exchanged: bytes that a collective is given on one device.
     """
 
@@ -191,6 +191,8 @@ def _operations(program: Program, run: Run, chip: Chip) -> Iterator[Operation]:
         name = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)[1]
         if name in _HINTS:
             return
+        # A Pallas kernel's target says no more than that it is one; where it was traced tells its name.
+        name = ([name] + re.findall(r"([^/]+)/pallas_call$", instruction.source))[-1]
         kind, flops = "opaque", _told(instruction, "flops") or flops
         nbytes = _told(instruction, "bytes_accessed") or nbytes
         vector = _EXPONENTIAL * _told(instruction, "transcendentals") / chip.lanes / chip.clock
