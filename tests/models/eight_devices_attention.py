@@ -31,7 +31,7 @@ jax.clear_caches()
 attend = kernel.attend
 kernel.attend = lambda sizes, *arrays: taken.append(sizes) or attend(sizes, *arrays, interpret=True)
 mesh = Mesh(data=4, model=2).build()
-kernel.planned = lambda rows, queries, keys, heads, dim: kernel.plan(rows // 4, queries, keys, heads // 2, dim)
+kernel.planned = lambda rows, groups, queries, keys, heads, dim: kernel.plan(rows // 4, groups // 4, queries, keys, heads // 2, dim)
 with partitioning.activate(mesh):
     found = jax.device_get(attended(*ARRAYS))
 worst = max(float(np.abs(x - y).max() / np.abs(y).max()) for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted)))

@@ -61,7 +61,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_kernel_gives_the_values_and_gradients_that_xla_gives(case):
     B, T, S, H, K, biased, masked, dtype, vmem_bytes = CASES[case]
-    sizes = kernel.plan(B, T, S, H, K, *([vmem_bytes] if vmem_bytes else []))
+    sizes = kernel.plan(B, B, T, S, H, K, *([vmem_bytes] if vmem_bytes else []))
     assert sizes.tiles == (3 if vmem_bytes else 1)
     query, key, value, grad = (draw(i, B, n, H, K, dtype=dtype) for i, n in enumerate((T, S, S, T)))
     bias = draw(4, 1, H, T, S, scale=1.0) if biased else None
@@ -99,7 +99,25 @@ def test_sources_are_joined_and_values_dropped(kernel_here, monkeypatch):
         return out, backward(grad)
 
     found = both()
-    assert [(s.queries, s.keys) for s in kernel_here] == [(T, 15)]
+    assert [(s.queries, s.keys, s.groups) for s in kernel_here] == [(T, 15, B)]
+    monkeypatch.setattr(kernel, "planned", lambda *sizes: None)
+    same(found, both(), 2e-6)
+
+
+def test_rows_of_a_group_read_its_keys_uncopied(kernel_here, monkeypatch):
+    B, T, S, H, K = 6, 140, 40, 2, 64
+    query, grad, bias = draw(0, B, T, H, K), draw(1, B, T, H, K), draw(2, 1, H, T, S)
+    key, value = draw(3, 2, S, H, K), draw(4, 2, S, H, K)
+    seen = np.random.default_rng(5).random((B, 1, 1, S)) < 0.6
+    small = lambda *sizes: kernel.plan(*sizes, vmem_bytes=930_000)
+
+    def both():
+        out, backward = jax.vjp(lambda *x: attention.attend(x[0], [Keys(*x[1:3], seen, x[3])]), query, key, value, bias)
+        return out, backward(grad)
+
+    monkeypatch.setattr(kernel, "planned", small)
+    found = both()
+    assert [(s.rows, s.groups, s.tiles) for s in kernel_here] == [(6, 2, 2)]
     monkeypatch.setattr(kernel, "planned", lambda *sizes: None)
     same(found, both(), 2e-6)
 
@@ -115,7 +133,7 @@ def test_a_bias_of_each_row_is_left_to_xla(kernel_here):
 def test_a_frozen_bias_gets_no_gradient():
     """Which would be written and summed over all rows, for nothing, when a prompt alone is trained."""
     x, bias = draw(0, 2, 4, 2, 64), draw(1, 2, 4, 4)
-    run = lambda x, bias: kernel.attend(kernel.plan(2, 4, 4, 2, 64), x, x, x, bias, interpret=True).sum()
+    run = lambda x, bias: kernel.attend(kernel.plan(2, 2, 4, 4, 2, 64), x, x, x, bias, interpret=True).sum()
     frozen, trained = (str(jax.make_jaxpr(jax.grad(run, of))(x, bias)) for of in (0, (0, 1)))
     outputs = lambda text: [line.split("=")[0].count("f32[2,4,4]") for line in text.split("\n") if "= pallas_call" in line]
     assert outputs(frozen) == [0, 0] and outputs(trained) == [0, 1]
@@ -136,18 +154,18 @@ def test_a_whole_model_is_the_same(kernel_here, monkeypatch):
     same(found, run(), 1e-4)
 
 
-def planned(ways, *sizes, kind="TPU v5 lite", platform="tpu"):
+def planned(ways, rows, *sizes, groups=None, kind="TPU v5 lite", platform="tpu"):
     device = AbstractDevice(kind, 1, platform)
     mesh = AbstractMesh((ways, 1, 2), ("data", "fsdp", "model"), (AxisType.Auto,) * 3, abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules((("batch", ("data", "fsdp")), ("heads", "model"))):
-        return kernel.planned(*sizes)
+        return kernel.planned(rows, groups or rows, *sizes)
 
 
 def test_it_is_planned_for_a_device_of_a_mesh_of_tpus():
     sizes = planned(4, 128, 512, 612, 12, 64)
     assert (sizes.rows, sizes.num_heads, sizes.heads, sizes.tile, sizes.tiles) == (32, 6, 2, 512, 1)
     assert planned(4, 128, 512, 612, 12, 64, platform="gpu") is None
-    assert kernel.planned(128, 512, 612, 12, 64) is None  # there is no mesh
+    assert kernel.planned(128, 128, 512, 612, 12, 64) is None  # there is no mesh
     assert planned(4, 126, 512, 612, 12, 64) is None and planned(4, 128, 512, 612, 11, 64) is None  # it does not divide
     assert planned(4, 128, 1, 512, 12, 64) is None  # a step of decoding
     assert planned(4, 128, 512, 100_000, 12, 64) is None  # no tile fits
@@ -155,6 +173,8 @@ def test_it_is_planned_for_a_device_of_a_mesh_of_tpus():
     assert planned(4, 128, 1124, 1124, 12, 64).tile == 384
     assert planned(4, 128, 1024, 1024, 12, 64).tile == 1024 // 2
     assert planned(4, 128, 1024, 1024, 12, 64, kind="TPU v4").tile == 128
+    # Groups of keys are divided with their rows; fewer than devices are repeated for each.
+    assert [planned(4, 128, 512, 612, 12, 64, groups=n).groups for n in (128, 32, 4, 2, 1)] == [32, 8, 1, 1, 1]
     # Heads fill a register's lanes, or are all there are.
     assert [planned(4, 128, 512, 512, *heads).heads for heads in ((12, 64), (6, 64), (16, 32), (8, 128), (4, 48))] == [2, 3, 4, 1, 2]
 

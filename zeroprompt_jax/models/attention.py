@@ -1,6 +1,7 @@
 """Attention of rows over several sources of keys at once: one softmax, in float32, and what it keeps for the way back."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -31,13 +32,16 @@ def attend(query_BTHK: Array, keys: list[Keys], dropout: Callable[[Array], Array
     B, T, H, K = query_BTHK.shape
     dtype = query_BTHK.dtype
     lengths = [source.key.shape[1] for source in keys]
-    kept = dropout(jnp.ones((B, H, 1, sum(lengths)), dtype))  # one mask of keys for all queries of a head
-    shared = all(source.bias is None or len(source.bias) == 1 for source in keys)
-    sizes = attention_kernel.planned(B, T, sum(lengths), H, K) if shared else None
+    ones = jnp.ones((B, H, 1, sum(lengths)), dtype)
+    kept = dropout(ones)  # one mask of keys for all queries of a head
+    sizes = None
+    if all(source.bias is None or len(source.bias) == 1 for source in keys):
+        groups = math.lcm(*(len(source.key) for source in keys)) if kept is ones else B
+        sizes = attention_kernel.planned(B, groups, T, sum(lengths), H, K)
     if sizes is not None:
-        key, value, bias, mask = _joined(keys, B, T, H)
+        key, value, bias, mask = _joined(keys, B, sizes.groups * B // sizes.rows, T, H)
         # Weights dropped for all queries alike are values dropped.
-        value = value.astype(dtype) * jnp.moveaxis(kept, 3, 1)
+        value = value.astype(dtype) if kept is ones else value.astype(dtype) * jnp.moveaxis(kept, 3, 1)
         return attention_kernel.divided(sizes, query_BTHK, key.astype(dtype), value, bias, mask)
     scores = []
     for source in keys:
@@ -49,10 +53,10 @@ def attend(query_BTHK: Array, keys: list[Keys], dropout: Callable[[Array], Array
     return weigh(tuple(scores), values, kept)
 
 
-def _joined(keys: list[Keys], B: int, T: int, H: int) -> tuple[Array, Array, Array | None, Array | None]:
-    """All sources as one, of every row: key and value [B, P, H, K], bias [H, T, P], mask [B, 1 or T, P]. What is shared
-    by rows is repeated, which for prefixes is little beside the scores that are not written."""
-    rows = lambda x: jnp.repeat(x, B // len(x), axis=0)
+def _joined(keys: list[Keys], B: int, G: int, T: int, H: int) -> tuple[Array, Array, Array | None, Array | None]:
+    """All sources as one: key and value [G, P, H, K], bias [H, T, P], mask [B, 1 or T, P]. What larger groups share is
+    repeated for G of them; prefixes are little beside the scores that are not written."""
+    grouped = lambda x: jnp.repeat(x, G // len(x), axis=0)
     bias = mask = None
     if any(source.bias is not None for source in keys):
         parts = (jnp.zeros(()) if source.bias is None else source.bias[0] for source in keys)
@@ -62,7 +66,7 @@ def _joined(keys: list[Keys], B: int, T: int, H: int) -> tuple[Array, Array, Arr
         asking = max(x.shape[1] for x in masks if x is not None)
         parts = (jnp.ones((1, 1, 1), bool) if x is None else x for x in masks)
         mask = jnp.concatenate([jnp.broadcast_to(x, (B, asking, s.key.shape[1])) for x, s in zip(parts, keys)], axis=-1)
-    key, value = (jnp.concatenate([rows(x) for x in xs], axis=1) for xs in zip(*((s.key, s.value) for s in keys)))
+    key, value = (jnp.concatenate([grouped(x) for x in xs], axis=1) for xs in zip(*((s.key, s.value) for s in keys)))
     return key, value, bias, mask
 
 

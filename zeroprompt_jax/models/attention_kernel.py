@@ -28,10 +28,11 @@ _LATER_VMEM_BYTES = 48 * 2**20
 
 
 class Sizes(NamedTuple):
-    """Of what one device computes. tile: queries of a program. heads: of a program, as many as fill the lanes of a register
-    or, where that cannot be, all."""
+    """Of what one device computes. groups: of keys; row b reads group b // (rows / groups). tile: queries of a program.
+    heads: of a program, as many as fill the lanes of a register or, where that cannot be, all."""
 
     rows: int
+    groups: int
     num_heads: int
     head_dim: int
     queries: int
@@ -45,7 +46,9 @@ class Sizes(NamedTuple):
         return pl.cdiv(self.queries, self.tile)
 
 
-def plan(rows: int, queries: int, keys: int, num_heads: int, head_dim: int, vmem_bytes: int = _LATER_VMEM_BYTES):
+def plan(
+    rows: int, groups: int, queries: int, keys: int, num_heads: int, head_dim: int, vmem_bytes: int = _LATER_VMEM_BYTES
+) -> Sizes | None:
     """The Sizes of one device's attention: tiles that need the fewest queries as padding, and the largest of those. None
     where no tile fits."""
     heads = _LANES // head_dim if head_dim < _LANES and _LANES % head_dim == 0 else 1
@@ -62,12 +65,13 @@ def plan(rows: int, queries: int, keys: int, num_heads: int, head_dim: int, vmem
     if not tiles:
         return None
     tile = min(tiles, key=lambda tile: (pl.cdiv(queries, tile) * tile, -tile))
-    return Sizes(rows, num_heads, head_dim, queries, keys, tile, heads, vmem_bytes)
+    return Sizes(rows, groups, num_heads, head_dim, queries, keys, tile, heads, vmem_bytes)
 
 
-def planned(rows: int, queries: int, keys: int, num_heads: int, head_dim: int) -> Sizes | None:
-    """`plan` for a device of the current mesh, which divides rows and heads. None where the kernel is not for it: the mesh
-    is not of TPUs, does not divide them, or there are too few queries to fill the lanes of a register, as in decoding."""
+def planned(rows: int, groups: int, queries: int, keys: int, num_heads: int, head_dim: int) -> Sizes | None:
+    """`plan` for a device of the current mesh, which divides rows and heads and, made finer if need be, groups. None where
+    the kernel is not for it: the mesh is not of TPUs, does not divide them, or there are too few queries to fill the lanes
+    of a register, as in decoding."""
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     if device is None or device.platform != "tpu" or queries < _LANES:
@@ -76,7 +80,8 @@ def planned(rows: int, queries: int, keys: int, num_heads: int, head_dim: int) -
     if rows % ways[0] or num_heads % ways[1]:
         return None
     vmem_bytes = _VMEM_BYTES.get(device.device_kind, _LATER_VMEM_BYTES)
-    return plan(rows // ways[0], queries, keys, num_heads // ways[1], head_dim, vmem_bytes)
+    groups = math.lcm(groups, ways[0]) // ways[0]
+    return plan(rows // ways[0], groups, queries, keys, num_heads // ways[1], head_dim, vmem_bytes)
 
 
 def _axes() -> list[tuple[str, ...]]:
@@ -109,7 +114,8 @@ def attend(
     mask_BTS: Array | None = None,
     interpret: bool = False,
 ) -> Array:
-    """Values weighed by the softmax of the scores, in the queries' dtype, on one device: [B, T, H, K].
+    """Values weighed by the softmax of the scores, in the queries' dtype, on one device: [B, T, H, K]. Keys and values are
+    those of groups of rows, [G, S, H, K].
 
     bias_HTS: added to scores. mask_BTS: bool, [B, 1 or T, S], of the keys that are seen. interpret: runs where there is no
     TPU, slowly.
@@ -129,7 +135,7 @@ def attend(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(sizes, interpret, query, key, value, bias, mask):
-    """query, key, value: [B, T or S, H * K]. bias: [H, S, T]. mask: int8, [B, 1, S] or [B, S, T]."""
+    """query: [B, T, H * K]. key, value: [G, S, H * K]. bias: [H, S, T]. mask: int8, [B, 1, S] or [B, S, T]."""
     return _forward(sizes, interpret, query, key, value, bias, mask)[0]
 
 
@@ -164,10 +170,10 @@ def _backward_vjp(sizes: Sizes, interpret, saved, grad):
     query, key, value, bias, mask, out, kept, wanted = saved
     grad = jnp.zeros(grad.shape, grad.dtype) if isinstance(grad, SymbolicZero) else grad
     blocks, summed = _Blocks(sizes, bias, mask), wanted is not None
-    # Several tiles of a row each give a part of the gradients of its keys.
+    # Each tile of each row of a group gives a part of the gradients of its keys.
     part = pl.BlockSpec((1, *blocks.keys.block_shape), lambda h, t, b: (t, b, 0, h))
-    part_dtype = key.dtype if sizes.tiles == 1 else jnp.float32
-    part_shape = jax.ShapeDtypeStruct((sizes.tiles, *key.shape), part_dtype)
+    whole = sizes.tiles == 1 and sizes.rows == sizes.groups
+    part_shape = jax.ShapeDtypeStruct((sizes.tiles, sizes.rows, *key.shape[1:]), key.dtype if whole else jnp.float32)
     outs = [(blocks.query, jax.ShapeDtypeStruct(query.shape, query.dtype)), (part, part_shape), (part, part_shape)]
     if summed:
         outs.append((blocks.shared[0], jax.ShapeDtypeStruct(bias.shape, bias.dtype)))
@@ -184,8 +190,8 @@ def _backward_vjp(sizes: Sizes, interpret, saved, grad):
         interpret=interpret,
         name="attend_backward",
     )(query, key, value, out, kept, grad, *(x for x in (bias, mask) if x is not None))
-    dq, dk, dv = made[0], *(x.sum(axis=0).astype(key.dtype) for x in made[1:3])
-    return dq, dk, dv, made[3] if summed else None, None
+    of_groups = lambda x: x.reshape(sizes.tiles, sizes.groups, -1, *key.shape[1:]).sum(axis=(0, 2)).astype(key.dtype)
+    return made[0], of_groups(made[1]), of_groups(made[2]), made[3] if summed else None, None
 
 
 _attend.defvjp(_forward_vjp, _backward_vjp, symbolic_zeros=True)
@@ -200,7 +206,8 @@ class _Blocks:
         T, S, heads, width = sizes.tile, sizes.keys, sizes.heads, sizes.heads * sizes.head_dim
         self.grid = (sizes.num_heads // heads, sizes.tiles, sizes.rows)
         self.query = pl.BlockSpec((1, T, width), lambda h, t, b: (b, t, h))
-        self.keys = pl.BlockSpec((1, S, width), lambda h, t, b: (b, 0, h))
+        each = sizes.rows // sizes.groups
+        self.keys = pl.BlockSpec((1, S, width), lambda h, t, b: (b // each, 0, h))
         self.row = pl.BlockSpec((1, heads, 2, T), lambda h, t, b: (b, h, 0, t))
         self.shared = []
         if bias is not None:
