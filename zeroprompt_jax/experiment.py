@@ -144,7 +144,7 @@ def _setting(experiment: Experiment) -> Setting:
         encode=load_vocabulary(experiment.data.vocabulary).encode,
         labels={task: cards.card(task).options for task in tasks if cards.is_task(task)},
         facts={task: seqio_bridge.facts(task) for task in asked},
-        run=_trained,
+        run=trained,
     )
 
 
@@ -158,7 +158,7 @@ def _check_task_files(experiment: Experiment, backbone: Mapping[str, Any]) -> No
         initialiser = getattr(initialiser, "fallback", None)
 
 
-def _trained(path: str) -> Run:
+def trained(path: str) -> Run:
     """What the method of another run trained."""
     with jax.ensure_compile_time_eval():  # parameters are made under jit, where nothing could be read
         flat, tasks = checkpoint.load_run(path)

@@ -30,8 +30,10 @@ def test_help_and_package_import_nothing_heavy():
 def test_import_of_all_rooms_needs_neither_tensorflow_nor_seqio():
     code = """
 import importlib, pkgutil, zeroprompt_jax
+plugs = "zeroprompt_jax.data.seqio_converter", "zeroprompt_jax.interop.t5x_model"  # into SeqIO and T5X
 for found in pkgutil.walk_packages(zeroprompt_jax.__path__, "zeroprompt_jax."):
-    importlib.import_module(found.name)
+    if found.name not in plugs:
+        importlib.import_module(found.name)
 """
     assert not {"tensorflow", "seqio", "torch"} & set(imported_by(code))
 

@@ -5,6 +5,7 @@ from zeroprompt_jax.data import cache, cards, mixture, seqio_bridge
 from zeroprompt_jax.data.batches import EvalSet, Features
 from zeroprompt_jax.data.vocabulary import load_vocabulary
 from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.evaluation import metrics
 
 FEATURES = Features(inputs=64, targets=10)
 
@@ -69,6 +70,74 @@ def test_both_routes_give_the_same_tokens(seqio, tmp_path, register, vocabulary)
         ours = next(EvalSet(store, [name], "test", Features(**lengths), wordings="train").batches(len(rows)))
         for key in ("encoder_input_tokens", "decoder_target_tokens", "decoder_input_tokens", "decoder_loss_weights"):
             np.testing.assert_array_equal(ours[key], np.stack([r[key] for r in rows]), key)
+
+
+def test_rows_tell_their_task_and_instruction(seqio, tmp_path, register):
+    from zeroprompt_jax.data.seqio_converter import FeatureConverter
+
+    v, names = load_vocabulary("procedural"), register(3)
+    store = cache.build(tmp_path, names, v, progress=False)
+    cards.register_mixture("all", names)
+    mixture = seqio_bridge.mixture_to_seqio("all", v, ["task", "instructions"])
+    assert seqio_bridge.card_names("all") == tuple(names)
+    # so short that some inputs and instructions are cut
+    lengths = {"inputs": 6, "targets": 4, "instructions": 9}
+    features = Features(**lengths, instruction_limit=8, instruct_inputs=False)
+    rows = EvalSet(store, names, "test", features, wordings="train").batches(15)
+    wanted = next(rows)
+    for places in (dict(zip(names, (2, 0, 1))), dict(zip(names, ((2, 3), (0, 0), (1, 0))))):
+        converter = FeatureConverter(places, instructions=True, pack=False)
+        made = []
+        for name in names:
+            dataset = seqio.TaskRegistry.get(name).get_dataset(lengths, "test", shuffle=False)
+            made += converter(dataset, lengths).as_numpy_iterator()
+        for key in ("encoder_input_tokens", "decoder_target_tokens", "decoder_input_tokens", "instruction_tokens"):
+            np.testing.assert_array_equal(wanted[key], np.stack([row[key] for row in made]), key)
+        told = [places[store.tasks[i]] for i in wanted["task_ids"]]
+        np.testing.assert_array_equal(np.stack([row["task_ids"] for row in made]), np.array(told, np.int32), strict=True)
+    # A mixture's rows tell it too, and what is not read need not be told.
+    mixed = mixture.get_dataset(lengths, "train", num_epochs=1, shuffle=False)
+    found = {tuple(row["task_ids"]) for row in converter(mixed, lengths).as_numpy_iterator()}
+    assert found == {(2, 3), (0, 0), (1, 0)}
+    plain = next(FeatureConverter(pack=True)(mixed, {**lengths, "inputs": 20, "targets": 20}).as_numpy_iterator())
+    assert "task_ids" not in plain and plain["encoder_segment_ids"].max() > 1
+
+
+def test_rows_that_do_not_tell_what_is_read_are_refused(seqio, register):
+    import tensorflow as tf
+
+    from zeroprompt_jax.data.seqio_converter import FeatureConverter
+
+    v, (name, other) = load_vocabulary("bytes"), register(2)
+    lengths = {"inputs": 64, "targets": 8}
+    with pytest.raises(UserError, match="reads 'task' of each row, so rows cannot be packed"):
+        FeatureConverter({name: 0}, pack=True)
+    silent = seqio_bridge.to_seqio(name, v).get_dataset(lengths, "test")
+    with pytest.raises(UserError, match=r"reads 'task' of each row.*features=\['task'\]"):
+        FeatureConverter({name: 0}, pack=False)(silent, lengths)
+    with pytest.raises(UserError, match="no length for 'instructions'"):
+        FeatureConverter(instructions=True, pack=False)(silent, lengths)
+    told = seqio_bridge.to_seqio(other, v, ["task"]).get_dataset(lengths, "test")
+    with pytest.raises(tf.errors.InvalidArgumentError, match="no place for the task.*pick_1"):
+        next(FeatureConverter({name: 0}, pack=False)(told, lengths).as_numpy_iterator())
+
+
+def test_seqios_evaluator_measures_with_the_cards_metrics(seqio, register):
+    v, [name] = load_vocabulary("bytes"), register(1)
+    task = seqio_bridge.to_seqio(name, v, metrics=metrics.compute)
+    evaluator = seqio.Evaluator(name, seqio.EncDecFeatureConverter(pack=False), "test", logger_cls=())
+    answers = [example["targets_pretokenized"].numpy().decode() for example in task.get_dataset(None, "test", shuffle=False)]
+
+    def score(texts):
+        tokens = [[*v.encode(text), 1, *[0] * 20][:20] for text in texts]
+        found, _ = evaluator.evaluate(compute_metrics=True, predict_fn=lambda ds: list(enumerate(tokens)))
+        return found.result()[name]
+
+    assert score(answers) == {"exact_match": 1.0}
+    # A second reference counts as well, and an answer that is none does not.
+    assert score([answers[0].upper(), *["none"] * 4]) == {"exact_match": 0.2}
+    evaluator.close()
+    assert not seqio.Evaluator(seqio_bridge.to_seqio(register(2)[1], v).name, None, "test", logger_cls=()).eval_tasks
 
 
 @pytest.mark.parametrize("keep_text", [True, False])
@@ -145,6 +214,15 @@ def test_mistakes_are_named(seqio, register):
     seqio_bridge.to_seqio(name, v)
     with pytest.raises(UserError, match="already has another task named 'pick_0'"):
         seqio_bridge.to_seqio(name, load_vocabulary("bytes:0"))
+    with pytest.raises(UserError, match="already has another task named 'pick_0'"):
+        seqio_bridge.to_seqio(name, v, ["task"])
+    with pytest.raises(UserError, match="Did you mean 'instructions'"):
+        seqio_bridge.to_seqio(name, v, ["instruction"])
+    with pytest.raises(UserError, match="Did you mean 'pick_0'"):
+        seqio_bridge.card_names("pick_00")
+    texts_task(seqio, "theirs", v, [("x", "y")])
+    with pytest.raises(UserError, match="'theirs' is no task card's"):
+        seqio_bridge.card_names("theirs")
     with pytest.raises(UserError, match="Did you mean 'pick_0'"):
         seqio_bridge.card_from_seqio("pick_00", v)
     card = cards.TaskCard(name="with-hyphen/slash", type="t", instructions=("Do.",))

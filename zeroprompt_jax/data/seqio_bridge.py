@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,70 +17,115 @@ from zeroprompt_jax.data.vocabulary import EOS_ID, Vocabulary
 from zeroprompt_jax.errors import UserError, unknown
 
 TYPE = "seqio"  # of tasks that come without a card
+FEATURES = ("task", "instructions")  # what examples can tell SeqIO beside inputs and targets
+Compute = Callable[..., Mapping[str, float]]
 
 
-def to_seqio(task_name: str, vocabulary: Vocabulary):
+def to_seqio(task_name: str, vocabulary: Vocabulary, features: Sequence[str] = (), metrics: Compute | None = None):
     """Registers a card as a SeqIO task and returns it. The same call again returns the same task.
 
     Example i is read with training wording i modulo their number; `inputs` and `targets` are tokenised and end in EOS,
     as are `inputs_pretokenized` and `targets_pretokenized` their texts. SeqIO's names have no `/` or `-`; these become
     `_`.
 
+    features: of `FEATURES`, for methods that read them: `task`, [1], the card's name; `instructions`, the instruction,
+      tokenised, with which `inputs` then do not begin.
+    metrics: `evaluation.metrics.compute`, by which SeqIO's evaluator measures generated text with the card's metrics;
+      without it there is nothing for which it would generate.
+
     Raises:
-      UserError: unknown task, or seqio already has another task of that name.
+      UserError: unknown task or feature, or seqio already has another task of that name.
     """
     import seqio
     import tensorflow as tf
 
+    for feature in features:
+        if feature not in FEATURES:
+            raise unknown("feature of a SeqIO task", feature, FEATURES)
     card, source = cards.card(task_name), cards.source(task_name)
-    name = _seqio_name(task_name)
+    name, told = _seqio_name(task_name), (card, source.fingerprint, vocabulary.fingerprint, frozenset(features), metrics)
     if name in seqio.TaskRegistry.names():
         known = seqio.TaskRegistry.get(name)
-        if getattr(known.source, "zeroprompt", None) != (card, source.fingerprint, vocabulary.fingerprint):
+        if getattr(known.source, "zeroprompt", None) != told:
             raise UserError(f"Task '{task_name}': seqio already has another task named '{name}'.")
         return known
+    apart = "instructions" in features
 
-    def texts(split: str) -> Iterator[dict[str, str]]:
+    def texts(split: str) -> Iterator[dict[str, Any]]:
         for i, example in enumerate(source.examples(split)):
             rendered = cards.render(card, example)
-            parts = (card.instructions[i % len(card.instructions)], rendered.instruction, rendered.input)
-            yield {"inputs": " ".join(p for p in parts if p), "targets": rendered.target}
+            instruction = [p for p in (card.instructions[i % len(card.instructions)], rendered.instruction) if p]
+            inputs = " ".join(p for p in (*instruction * (not apart), rendered.input) if p)
+            made = {"inputs": inputs, "targets": rendered.target, "task": [card.name], "instructions": " ".join(instruction)}
+            yield {key: x for key, x in made.items() if key in kinds} | {
+                "references": rendered.references,
+                "options": rendered.options,
+            }
 
     def dataset(split: str, shuffle_files: bool = False, seed: int | None = None):
         del shuffle_files, seed  # one generator, nothing to shuffle
-        signature = {key: tf.TensorSpec((), tf.string) for key in ("inputs", "targets")}
+        signature = {key: tf.TensorSpec((1,) if key == "task" else (), tf.string) for key in kinds}
+        signature |= {key: tf.TensorSpec((None,), tf.string) for key in ("references", "options")}
         return tf.data.Dataset.from_generator(functools.partial(texts, split), output_signature=signature)
 
-    feature = seqio.Feature(vocabulary=vocabulary.to_seqio(), add_eos=True)
+    tokens = seqio.Feature(vocabulary=vocabulary.to_seqio(), add_eos=True)
+    named = seqio.Feature(vocabulary=seqio.PassThroughVocabulary(1), add_eos=False, dtype=tf.string)
+    kinds = {key: named if key == "task" else tokens for key in ("inputs", "targets", *features)}
 
     def append_eos(dataset, sequence_length=None):
         # As in our batches: an input that is cut keeps its EOS, a target that is cut has none.
-        dataset = seqio.preprocessors.append_eos_after_trim(dataset, {"inputs": feature}, sequence_length)
-        return seqio.preprocessors.append_eos(dataset, {"targets": feature})
+        trimmed = {key: kind for key, kind in kinds.items() if key != "targets"}
+        dataset = seqio.preprocessors.append_eos_after_trim(dataset, trimmed, sequence_length)
+        return seqio.preprocessors.append_eos(dataset, {"targets": tokens})
+
+    def answers(text: str, example, is_target: bool = False):
+        decoded = lambda key: [answer.decode() for answer in example[key]]
+        return (decoded("references"), decoded("options")) if is_target else text
+
+    def measured(targets, predictions):
+        references, options = zip(*targets)
+        return metrics(card.metrics, predictions, references, options if all(options) else None)
 
     made = seqio.TaskRegistry.add(
         name,
         source=seqio.FunctionDataSource(dataset, splits=source.splits),
         preprocessors=[seqio.preprocessors.tokenize, append_eos],
-        output_features={"inputs": feature, "targets": feature},
-        metric_fns=[],
+        output_features=kinds,
+        postprocess_fn=answers,
+        metric_fns=[measured] if metrics else [],
     )
-    made.source.zeroprompt = (card, source.fingerprint, vocabulary.fingerprint)
+    made.source.zeroprompt = told
     return made
 
 
-def mixture_to_seqio(name: str, vocabulary: Vocabulary):
+def mixture_to_seqio(name: str, vocabulary: Vocabulary, features: Sequence[str] = (), metrics: Compute | None = None):
     """Registers a mixture of cards, and its tasks as `to_seqio` does, as a SeqIO mixture, and returns it, for trainers that
     read SeqIO's. The same call again returns the same mixture. Raises UserError as `to_seqio`, and for an unknown mixture."""
     import seqio
 
-    rates = [(to_seqio(task, vocabulary).name, rate) for task, rate in cards.mixture(name).items()]
+    rates = [(to_seqio(task, vocabulary, features, metrics).name, rate) for task, rate in cards.mixture(name).items()]
     if (made := _seqio_name(name)) not in seqio.MixtureRegistry.names():
         return seqio.MixtureRegistry.add(made, rates)
     known = seqio.MixtureRegistry.get(made)
     if {task.name: known.get_rate(task) for task in known.tasks} != dict(rates):
         raise UserError(f"Mixture '{name}': seqio already has another mixture named '{made}'.")
     return known
+
+
+def card_names(mixture: str) -> tuple[str, ...]:
+    """The cards of a SeqIO mixture's tasks, or of one task, that `to_seqio` made, in SeqIO's order, by name.
+
+    Raises UserError: no such mixture or task, or one that `to_seqio` did not make, whose examples tell no card."""
+    import seqio
+
+    known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
+    if mixture not in known:
+        raise unknown("SeqIO task or mixture", mixture, known)
+    tasks = seqio.get_subtasks(seqio.get_mixture_or_task(mixture))
+    for task in tasks:
+        if not hasattr(task.source, "zeroprompt"):
+            raise UserError(f"SeqIO task '{task.name}' is no task card's; register it by seqio_bridge.to_seqio.")
+    return tuple(task.source.zeroprompt[0].name for task in tasks)
 
 
 def _seqio_name(name: str) -> str:

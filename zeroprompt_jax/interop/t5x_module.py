@@ -1,9 +1,11 @@
 """Our T5 with a method as the module of T5X's `models.EncoderDecoderModel`, so that `python -m t5x.train` trains it.
 
-T5X (github.com/google-research/t5x) is not imported here. The backbone's parameters lie where those of its own network
-do, with unscanned layers, so that published checkpoints restore into them; the method's lie beside them, under `method`.
+T5X (github.com/google-research/t5x) is not imported here; `t5x_model` gives it a model that tells the module more. The
+backbone's parameters lie where those of its own network do, with unscanned layers, so that published checkpoints restore
+into them; the method's lie beside them, under `method`.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -47,33 +49,34 @@ class Transformer(nn.Module):
     """What `t5x.examples.t5.network.Transformer` is to T5X, with the same arguments.
 
     config: of the backbone; with scan_layers False its parameters are those of T5X's network.
-    method: one that conditions all rows alike, by slices that tasks share: T5X's batches tell neither tasks nor
-      instructions, and its loss reads logits alone. T5X restores a checkpoint after everything was initialised, so an
-      initialiser that reads token embeddings reads random ones.
+    method: T5X restores a checkpoint after everything was initialised, so an initialiser that reads token embeddings
+      reads random ones.
+    setting: what the method's first parameters are made from, and its tasks; of the config. The backbone is added.
 
-    Raises UserError for a method that needs more than this.
+    T5X's own `models.EncoderDecoderModel` calls `__call__`, `encode` and `decode`, which are enough for a method that
+    conditions all rows alike; `t5x_model.EncoderDecoderModel` calls `forward`, and `condition` before it decodes.
+
+    Raises UserError for a method that needs more than it is given, and for one whose targets are no text.
     """
 
     config: T5Config
     method: Method = Full()
+    setting: Callable[[T5Config], Setting] = Setting
 
     # That layers come first in the cache, which is all that T5X asks this for.
     scan_layers = True
 
     def setup(self):
-        method, name = self.method, type(self.method).__name__
-        if method.per_task or method.reads_instructions:
-            what = "instructions" if method.reads_instructions else "the rows' tasks (per_task)"
-            raise UserError(f"The method {name} reads {what}, which T5X's batches do not tell; train it with zeroprompt.")
-        if method.reads_hidden or method.targets_in != Method.targets_in:
-            raise UserError(f"The method {name} has a loss of its own, and T5X's reads logits alone.")
+        if self.method.targets_in != Method.targets_in:
+            name = type(self.method).__name__
+            raise UserError(f"The method {name} predicts '{self.method.targets_in}', and T5X's data have texts to predict.")
         if self.is_initializing():
             self._init()
 
     def _init(self) -> None:
         keys = jax.random.split(self.make_rng("params"))
         made = dict(t5.init(self.config, keys[0]))
-        if own := self.method.init(keys[1], Setting(self.config, backbone=made)):
+        if own := self.method.init(keys[1], dataclasses.replace(self.setting(self.config), backbone=made)):
             made["method"] = own
         axes = {f"{path}_axes": AxisMetadata(self._axes(path)) for path in flatten_dict(made, sep="/")}
         for collection, tree in (("params", made), ("params_axes", unflatten_dict(axes, sep="/"))):
@@ -93,18 +96,55 @@ class Transformer(nn.Module):
         flat = flatten_dict(unfreeze(self.variables["params"]), sep="/")
         flat = {path: x if trains(path, x) else jax.lax.stop_gradient(x) for path, x in flat.items()}
         params = unflatten_dict(flat, sep="/")
-        own = params.pop("method", {})
+        own = self.method.extend(params.pop("method", {}), self.setting(self.config))
         rngs = {"dropout": self.make_rng("dropout")} if enable_dropout else None
         return Backbone(self.config, params, rngs), own
 
-    def _conditioning(self, own: Mapping[str, Any], backbone: Backbone) -> Conditioning:
+    def forward(self, batch: Mapping[str, Array], enable_dropout: bool = True) -> tuple[Array, dict[str, Array]]:
+        """The logits of a batch's targets, [B, S, V], and the method's further losses by name, sums over the targets.
+
+        batch: T5X's columns, and `task_ids` [B] and `instruction_tokens` [B, I] where the method reads them."""
+        backbone, own = self._bound(enable_dropout)
+        logits, outputs = self.method.forward(own, batch, backbone)
+        return logits, self.method.losses(own, batch, outputs, backbone)
+
+    def condition(self, batch: Mapping[str, Array]) -> Conditioning:
+        """What conditions the batch's rows, to give to `encode` and `decode`."""
+        backbone, own = self._bound(enable_dropout=False)
+        return self.method.condition(own, batch, backbone)
+
+    def _all_alike(self, own: Mapping[str, Any], backbone: Backbone) -> Conditioning:
+        """What conditions all rows, where nothing is told of them."""
+        self._check_rows()
         return self.method.condition(own, {}, backbone)
 
-    def encode(self, encoder_input_tokens: Array, encoder_segment_ids: Array | None = None, enable_dropout: bool = True):
+    def _check_rows(self) -> None:
+        if self.method.per_task or self.method.reads_instructions:
+            what = "instructions" if self.method.reads_instructions else "the tasks of rows (per_task)"
+            raise self._refused(f"reads {what}")
+
+    def _check_losses(self, encoder_input_tokens: Array, decoder_input_tokens: Array) -> None:
+        ones = jnp.ones(decoder_input_tokens.shape, jnp.int32)
+        columns = ("decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights")
+        batch = {name: ones for name in columns} | {"encoder_input_tokens": encoder_input_tokens.astype(jnp.int32)}
+        if losses := self.forward(batch, enable_dropout=False)[1]:
+            raise self._refused(f"has losses of its own ({', '.join(losses)})")
+
+    def _refused(self, why: str) -> UserError:
+        name, model = type(self.method).__name__, "models.EncoderDecoderModel"
+        return UserError(f"The method {name} {why}, which T5X's {model} does not know; use t5x_model.EncoderDecoderModel.")
+
+    def encode(
+        self,
+        encoder_input_tokens: Array,
+        encoder_segment_ids: Array | None = None,
+        enable_dropout: bool = True,
+        conditioning: Conditioning | None = None,
+    ) -> Array:
         """[B, T] -> [B, P + T, D]."""
         backbone, own = self._bound(enable_dropout)
-        tokens = encoder_input_tokens.astype(jnp.int32)
-        return backbone.encode(tokens, self._conditioning(own, backbone), encoder_segment_ids).hidden
+        conditioning = conditioning or self._all_alike(own, backbone)
+        return backbone.encode(encoder_input_tokens.astype(jnp.int32), conditioning, encoder_segment_ids).hidden
 
     def decode(
         self,
@@ -118,17 +158,24 @@ class Transformer(nn.Module):
         enable_dropout: bool = True,
         decode: bool = False,
         max_decode_length: int | None = None,
+        conditioning: Conditioning | None = None,
     ) -> Array:
         """[B, S, V] logits. decode: of the next token, by the collection `cache`; where that is empty it is only made, for
-        as many tokens as are given."""
+        as many tokens as are given. conditioning: of as many groups as `encode` had rows, or of one."""
         del decoder_target_tokens, decoder_positions, max_decode_length  # no mask or position needs them
         backbone, own = self._bound(enable_dropout)
-        conditioning = self._conditioning(own, backbone)
+        conditioning = conditioning or self._all_alike(own, backbone)
         tokens = decoder_input_tokens.astype(jnp.int32)
         seq = masks.sequence(conditioning.encoder, encoder_input_tokens > 0, encoder_segment_ids)
         encoded = Encoded(encoded, seq.valid, seq.segments)
         if not decode:
             return backbone.decode(tokens, encoded, conditioning, decoder_segment_ids)
+        if conditioning.memory is not None:  # T5X has what it caches once for every beam
+            each = lambda x: jnp.repeat(x, tokens.shape[0] // x.shape[0], axis=0)
+            mask = conditioning.memory_mask
+            conditioning = conditioning.replace(
+                memory=each(conditioning.memory), memory_mask=None if mask is None else each(mask)
+            )
         if not self.has_variable("cache", "cache_index"):
             begin = lambda: backbone.start(tokens, encoded, conditioning, tokens.shape[1])
             logits, cache = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(begin))
@@ -157,11 +204,15 @@ class Transformer(nn.Module):
         *,
         enable_dropout: bool = True,
         decode: bool = False,
+        conditioning: Conditioning | None = None,
     ) -> Array:
         """[B, S, V] logits of [B, T] and [B, S] tokens, 0 being padding."""
         del encoder_positions
+        if self.is_initializing():
+            self._check_rows()
+            self._check_losses(encoder_input_tokens, decoder_input_tokens)
         return self.decode(
-            self.encode(encoder_input_tokens, encoder_segment_ids, enable_dropout),
+            self.encode(encoder_input_tokens, encoder_segment_ids, enable_dropout, conditioning),
             encoder_input_tokens,
             decoder_input_tokens,
             decoder_target_tokens,
@@ -170,6 +221,7 @@ class Transformer(nn.Module):
             decoder_positions,
             enable_dropout,
             decode,
+            conditioning=conditioning,
         )
 
 

@@ -73,7 +73,8 @@ class Hypernetwork(Method, abc.ABC):
 
     @abc.abstractmethod
     def generator(self, config: T5Config) -> nn.Module:
-        """Called with hidden states [U, I, D] and mask [U, I]: {tensor's name: [slots, U, rows, width]}."""
+        """Called with hidden states [U, I, D] and mask [U, I]: {tensor's name: [slots, U, rows, width]}. It has no parent,
+        wherever it is made: a module of T5X calls it too."""
 
     def init(self, rng, setting):
         c, params = setting.config, {}
@@ -140,7 +141,7 @@ class Hint(Hypernetwork):
     separate_encoder: bool = False
 
     def generator(self, config):
-        return Generator(config, generated.tensors(self.kinds, config))
+        return Generator(config, generated.tensors(self.kinds, config), parent=None)
 
 
 class _Queries(nn.Module):

@@ -26,7 +26,7 @@ class Hypter(Hypernetwork):
     separate_encoder: bool = True
 
     def generator(self, config):
-        return PooledGenerator(config, generated.tensors(self.kinds, config))
+        return PooledGenerator(config, generated.tensors(self.kinds, config), parent=None)
 
 
 class PooledGenerator(nn.Module):
