@@ -209,7 +209,7 @@ def test_t5xs_model_scores_and_decodes_as_we_do(name):
     def run(params):
         backbone, conditioning = conditioned(method, params)
         want = backbone(b["encoder_input_tokens"], b["decoder_input_tokens"], conditioning).logits
-        # Rows run to their full length: the searches end differently at an EOS.
+        # Rows run to their full length: test_t5x_beams says how answers that end differ.
         strategy = decoding.Beam(size=2, length_penalty=0.0)
         beams = decoding.generate(backbone, b["encoder_input_tokens"], conditioning, strategy, S, eos_id=99)
         got, aux = theirs.predict_batch_with_aux(params, b, decoder_params={"eos_id": 99}, num_decodes=2)

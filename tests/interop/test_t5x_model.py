@@ -141,7 +141,7 @@ def test_scores_and_decodes_as_we_do(name):
         logits = backbone(tokens, rows["decoder_input_tokens"], conditioning).logits
         score = jnp.sum(decoding.token_log_probs(logits, targets) * rows["decoder_loss_weights"], -1)
         one = decoding.generate(backbone, tokens, conditioning, decoding.Greedy(), S)
-        # Rows run to their full length: see test_t5x_itself.
+        # Rows run to their full length: test_t5x_beams says how answers that end differ.
         beams = decoding.generate(backbone, tokens, conditioning, decoding.Beam(3, 0.0), S, eos_id=99)
         got = model(method).predict_batch_with_aux(start, rows, decoder_params={"eos_id": 99}, num_decodes=3)
         return (

@@ -62,6 +62,9 @@ class Beam:
         none of its open beams could still beat its finished ones, whatever its length becomes. `hf` divides by
         len ** alpha and ends a row as Hugging Face `generate(early_stopping=False)` does, which judges open beams by
         their present length: same outputs as there.
+    With either, of the best 2 * size continuations the best `size` may end, and an answer that is cut at the longest length
+    counts as any other, as Hugging Face has it. T5X lets all of them end, and answers with what was cut only where nothing
+    ended; the searches are the same but for that.
     """
 
     size: int = 4
