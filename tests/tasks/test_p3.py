@@ -116,6 +116,61 @@ def test_records_are_read_as_published(tmp_path):
     assert cards.source(f"p3/{task}").fingerprint != before
 
 
+def test_p3s_layout_is_seqios_cache(tmp_path, monkeypatch):
+    """Records that SeqIO wrote into a cache of its own, which is how P3 was made, are read as SeqIO itself reads them."""
+    import numpy as np
+    import seqio
+    import tensorflow as tf
+
+    monkeypatch.setattr(seqio.TaskRegistry, "_REGISTRY", {})
+    monkeypatch.setattr(seqio.utils, "_GLOBAL_CACHE_DIRECTORIES", [str(tmp_path / "data")])
+    text, texts, ids, number = ([], "string"), ([None], "string"), ([None], "int32"), ([], "float32")
+    features = {"inputs": ids, "inputs_pretokenized": text, "targets": ids, "targets_pretokenized": text}
+    row = {"inputs": np.array([5, 1], np.int32), "targets": np.array([6, 7, 1], np.int32)}
+    asked = [("Same?\nYes, né.", "oui"), ("Again?", "non")]
+    plain = [{**row, "inputs_pretokenized": q, "targets_pretokenized": a, "answer_choices": ["oui", "non"]} for q, a in asked]
+    judged = [
+        {**row, "inputs_pretokenized": "Q", "targets_pretokenized": a, "idx": np.array([3, i], np.int32), "weight": 1.0}
+        | {"is_correct": int(i == 1)}  # a bool is kept as a whole number
+        for i, a in enumerate(("True", "False"))
+    ]
+    extra = {"idx": ids, "is_correct": ([], "bool"), "weight": number}
+    written = {
+        "glue_mrpc_same_thing": ("train", plain, features | {"answer_choices": texts}),
+        "super_glue_rte_GPT_3_style_score_eval": ("validation", judged, features | extra),
+    }
+    read = {}
+    for name, (split, rows, kinds) in written.items():
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        with tf.io.TFRecordWriter(str(folder / f"{split}.tfrecord-00000-of-00001")) as file:
+            for example in rows:
+                file.write(seqio.dict_to_tfexample(example).SerializeToString())
+        described = {key: {"shape": shape, "dtype": dtype} for key, (shape, dtype) in kinds.items()}
+        info = {"num_shards": 1, "features": described, "seqio_version": seqio.__version__}
+        (folder / f"info.{split}.json").write_text(json.dumps(info))
+        (folder / f"stats.{split}.json").write_text(json.dumps({"examples": len(rows)}))
+        tokens = seqio.Feature(vocabulary=seqio.PassThroughVocabulary(8), add_eos=False)
+        task = seqio.TaskRegistry.add(
+            name,
+            source=seqio.FunctionDataSource(lambda split, shuffle_files=False, seed=None: None, splits=(split,)),
+            preprocessors=[seqio.CacheDatasetPlaceholder()],
+            output_features={"inputs": tokens, "targets": tokens},
+        )
+        (folder / "COMPLETED").touch()
+        dataset = task.get_dataset(None, split, use_cached=True, shuffle=False)
+        read[name] = [
+            (x["inputs_pretokenized"].decode(), x["targets_pretokenized"].decode()) for x in dataset.as_numpy_iterator()
+        ]
+    p3.register(tmp_path)
+    made = rendered("p3/glue_mrpc_same_thing", "train")
+    assert [(r.input, r.target) for r in made] == read["glue_mrpc_same_thing"] == asked
+    assert {r.options for r in made} == {("oui", "non")}
+    (joined,) = rendered("p3/super_glue_rte_GPT_3_style", "test")
+    assert [(joined.input, option) for option in joined.options] == read["super_glue_rte_GPT_3_style_score_eval"]
+    assert joined.target == "False"
+
+
 def test_scored_choices_are_put_together_again(tmp_path):
     task = "super_glue_rte_GPT_3_style"
     records = [

@@ -5,7 +5,9 @@ import string
 import pytest
 
 from zeroprompt_jax.data import cards
-from zeroprompt_jax.tasks import flan, glue, lm_bff, mpt_sets, mrqa, nli_sets, super_glue, tfds_source
+from zeroprompt_jax.data.vocabulary import EOS_ID, load_vocabulary
+from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.tasks import c4, flan, glue, lm_bff, mpt_sets, mrqa, nli_sets, super_glue, tfds_source
 
 PAIR = {"premise": "It rains.", "hypothesis": "It is wet."}
 WSC = {"text": "Mark told Pete lies about himself .", "span1_index": 0, "span1_text": "Mark"}
@@ -101,6 +103,46 @@ def test_directories_that_its_builders_prepared(tmp_path):
         assert {(r.input, r.target) for r in made} == want and len(made) == len(want), task
     (tested,) = (cards.render(cards.card("glue/sst2"), e) for e in cards.source("glue/sst2").examples("test"))
     assert (tested.input, tested.target) == ("sentence: né à Paris", "positive")
+
+
+def test_c4_as_its_builder_prepares_it(tmp_path):
+    page = {"url": "http://…", "timestamp": "2019-04-25T12:57:54Z", "content-type": "text/html", "content-length": "1"}
+    pages = {
+        "train": [{**page, "text": f"Page {i}: né à Paris, in the {i}th year.\nAnd a second line."} for i in range(5)],
+        "validation": [{**page, "text": f"Held-out page {i}."} for i in range(4)],
+    }
+    prepare(c4.ENGLISH, pages, tmp_path)
+    assert (tmp_path / "c4/en/3.1.0/dataset_info.json").is_file()
+    vocabulary = load_vocabulary("packaged:t5_tiny")
+    c4.register("packaged:t5_tiny", objective="prefix_lm", inputs=8, documents=5, per_task=2, test_documents=3, data_dir=tmp_path)
+    assert list(cards.mixture("c4_prefix_lm")) == [f"c4_prefix_lm/{i}" for i in range(3)]
+
+    def rejoined(task, split):
+        return [i for e in cards.source(task).examples(split) for side in ("input_ids", "target_ids") for i in e[side]]
+
+    def run(texts):
+        tokens = [i for text in texts for i in (*vocabulary.encode(text), EOS_ID)]
+        return tokens[: len(tokens) // 8 * 8]
+
+    # TensorFlow Datasets shuffles what it writes; what it then reads in order, the tasks divide among them.
+    import tensorflow_datasets as tfds
+
+    read = {
+        split: [row["text"].decode() for row in tfds.as_numpy(tfds.load("c4/en:3.1.0", split=split, data_dir=tmp_path))]
+        for split in pages
+    }
+    assert {split: sorted(texts) for split, texts in read.items()} == {
+        split: sorted(row["text"] for row in rows) for split, rows in pages.items()
+    }
+    for i in range(3):
+        assert rejoined(f"c4_prefix_lm/{i}", "train") == run(read["train"][2 * i : 2 * i + 2])
+    assert rejoined("c4_prefix_lm/0", "test") == run(read["validation"][:3])
+    c4.register("packaged:t5_tiny:100", inputs=16, documents=5, per_task=5, test_documents=1, data_dir=tmp_path)
+    hidden = list(cards.source("c4_span_corruption/0").examples("train"))
+    assert len(hidden) > 3 and all(len(e["input_ids"]) == 15 for e in hidden)
+    c4.register("packaged:t5_tiny", objective="prefix_lm", documents=1, test_documents=1, data_dir=tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="'c4/en:3.1.0', split 'train\\[0:1\\]', is not prepared in .*elsewhere"):
+        list(cards.source("c4_prefix_lm/0").examples("train"))
 
 
 def test_fields_and_classes_are_those_that_it_declares():
