@@ -84,8 +84,7 @@ def model(method, config=CONFIG, **changes):
 
 
 def params(method):
-    shapes = {name: x.shape for name, x in batch(method).items()}
-    made = jax.eval_shape(lambda: model(method).get_initial_variables(jax.random.key(0), shapes))["params"]
+    made = jax.eval_shape(lambda: model(method).get_initial_variables(jax.random.key(0)))["params"]
     own = jax.tree_util.tree_map_with_path(tiny_t5.draw, {"method": made["method"]})
     return {**tiny_t5.params(CONFIG), **own}
 

@@ -49,7 +49,7 @@ def shapes(method, config=CONFIG):
     tokens = jnp.ones((1, 2))  # T5X gives floats
     module = Transformer(config, method, setting)
     if method in TOLD.values():
-        init = lambda: module.init(jax.random.key(0), batch(), enable_dropout=False, method=module.forward)
+        init = lambda: module.init(jax.random.key(0), method=module.make)
     else:
         init = lambda: module.init(jax.random.key(0), tokens, tokens, tokens, enable_dropout=False)
     return jax.eval_shape(init)
@@ -130,7 +130,7 @@ def test_the_methods_own_losses_are_told():
     taught = Setting(CONFIG, ("one",), run=lambda path: Run({"prompt": np.ones((1, 2, CONFIG.emb_dim), np.float32)}, ["one"]))
     method = MPT(3, initialiser=Uniform(), teachers="somewhere", per_task=False)
     module = Transformer(CONFIG, method, lambda config: taught)
-    init = lambda: module.init(jax.random.key(0), batch(), enable_dropout=False, method=module.forward)
+    init = lambda: module.init(jax.random.key(0), method=module.make)
     params = tiny_t5.jit(init)()["params"]
 
     def run(params):

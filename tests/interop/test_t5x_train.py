@@ -86,8 +86,13 @@ def test_it_trains_evaluates_and_saves(tmp_path, features):
     if trained is None:
         words = [re.sub(r"^--gin_file=gin/.*", f"--gin_file={tmp_path / 'hint.gin'}", word) for word in words]
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(words, env=os.environ | {"PYTHONPATH": path}, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+
+    def run(*more):
+        environ = os.environ | {"PYTHONPATH": path}
+        done = subprocess.run([*words, *more], env=environ, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    run()
     before, after = (values(tmp_path / "run" / f"checkpoint_{step}") for step in (100, 104))
     moved = {name for name in before if (before[name] != after[name]).any()}
     for name, x in flat.items():
@@ -100,3 +105,9 @@ def test_it_trains_evaluates_and_saves(tmp_path, features):
         written = file.with_name(file.name.replace("-metrics.jsonl", "-000104.jsonl")).read_text().splitlines()
         assert len(written) == 4 and all(isinstance(json.loads(line)["prediction"], str) for line in written)
     assert len(list((tmp_path / "run/training_eval").iterdir())) == 4  # three tasks and their mixture
+    if trained != {"prompt"}:
+        return
+    run("--gin.TRAIN_STEPS=106")
+    assert {"104", "106"} <= {folder.name.split("_")[1] for folder in (tmp_path / "run").glob("checkpoint_*")}
+    resumed = values(tmp_path / "run" / "checkpoint_106")
+    assert {name for name in after if (after[name] != resumed[name]).any()} == moved

@@ -6,10 +6,8 @@ The only file that imports T5X (github.com/google-research/t5x), which must be i
 import copy
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import seqio
 from flax.core import freeze
 from t5x import losses, models
@@ -67,15 +65,10 @@ class EncoderDecoderModel(models.EncoderDecoderModel):
         method, setting = self.module.method, self.module.setting(self.module.config)
         return FeatureConverter(method.places(setting) if method.per_task else None, method.reads_instructions, **kwargs)
 
-    def get_initial_variables(
-        self, rng: Array, input_shapes: Mapping[str, Any], input_types: Mapping[str, Any] | None = None
-    ) -> Mapping[str, Any]:
-        """As T5X's; of the rows that the shapes say only the columns are looked at."""
-        types = input_types or {}
-        batch = {name: jnp.ones(shape, types.get(name, jnp.int32)) for name, shape in input_shapes.items()}
-        for name in ("decoder_target_tokens", "decoder_loss_weights"):
-            batch.setdefault(name, batch["decoder_input_tokens"])
-        return freeze(self.module.init(rng, batch, enable_dropout=False, method=self.module.forward))
+    def get_initial_variables(self, rng, input_shapes=None, input_types=None):
+        """As T5X's. No variable's shape depends on a batch's, of which T5X does not tell all."""
+        del input_shapes, input_types
+        return freeze(self.module.init(rng, method=self.module.make))
 
     def _forward(self, params, batch: Batch, dropout_rng=None, mutable=False, other_variables=None):
         rngs = None if dropout_rng is None else {"dropout": dropout_rng}

@@ -100,6 +100,9 @@ class Transformer(nn.Module):
         rngs = {"dropout": self.make_rng("dropout")} if enable_dropout else None
         return Backbone(self.config, params, rngs), own
 
+    def make(self) -> None:
+        """Makes the variables, to `init` with."""
+
     def forward(self, batch: Mapping[str, Array], enable_dropout: bool = True) -> tuple[Array, dict[str, Array]]:
         """The logits of a batch's targets, [B, S, V], and the method's further losses by name, sums over the targets.
 
@@ -143,7 +146,7 @@ class Transformer(nn.Module):
     ) -> Array:
         """[B, T] -> [B, P + T, D]."""
         backbone, own = self._bound(enable_dropout)
-        conditioning = conditioning or self._all_alike(own, backbone)
+        conditioning = self._all_alike(own, backbone) if conditioning is None else conditioning
         return backbone.encode(encoder_input_tokens.astype(jnp.int32), conditioning, encoder_segment_ids).hidden
 
     def decode(
@@ -164,7 +167,7 @@ class Transformer(nn.Module):
         as many tokens as are given. conditioning: of as many groups as `encode` had rows, or of one."""
         del decoder_target_tokens, decoder_positions, max_decode_length  # no mask or position needs them
         backbone, own = self._bound(enable_dropout)
-        conditioning = conditioning or self._all_alike(own, backbone)
+        conditioning = self._all_alike(own, backbone) if conditioning is None else conditioning
         tokens = decoder_input_tokens.astype(jnp.int32)
         seq = masks.sequence(conditioning.encoder, encoder_input_tokens > 0, encoder_segment_ids)
         encoded = Encoded(encoded, seq.valid, seq.segments)
