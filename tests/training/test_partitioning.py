@@ -150,6 +150,15 @@ def test_replicas_lie_whole_on_a_slice():
         Mesh().build(devices)
 
 
+@pytest.mark.skipif(not chips.installed(), reason="needs libtpu: pip install -e '.[tpu]'")
+def test_axes_share_a_dimension_of_the_torus_where_they_must():
+    devices = Topology.parse("v5p:4x4x4").devices()
+    mesh = Mesh(fsdp=2, model=2).build(devices)
+    assert mesh.shape == {"replica": 1, "data": 16, "fsdp": 2, "model": 2}
+    far = lambda a, b: sum(min(abs(x - y), 4 - abs(x - y)) for x, y in zip(a.coords, b.coords))
+    assert {far(*pair) for pair in mesh.devices.reshape(-1, 2)} == {1}  # neighbours, as what crosses `model` is most
+
+
 @functools.cache
 def backbone_shapes(model):
     return states.flatten({"backbone": jax.eval_shape(lambda: t5.init(model, jax.random.key(0)))})

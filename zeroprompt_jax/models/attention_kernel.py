@@ -3,8 +3,8 @@
 A program of it computes all scores of a tile of queries of one row, for the heads that fill a register, and in the backward
 pass computes them again (Dao et al. 2022, "FlashAttention", with whole columns of keys in place of blocks: T5's lengths
 allow that). Scores lie with keys along sublanes and queries along lanes, [S, T], so that no array of their size is ever
-turned round and what is kept of a query, its highest score and the inverse of its sum, are rows. Unlike the kernels that JAX brings along it
-knows T5's learned bias, which all rows share, and sums its gradient over them as it goes.
+turned round and what is kept of a query, its highest score and the inverse of its sum, are rows. Unlike the kernels that
+JAX brings along it knows T5's learned bias, which all rows share, and sums its gradient over them as it goes.
 """
 
 import functools
@@ -160,7 +160,7 @@ def _forward(sizes: Sizes, interpret, query, key, value, bias, mask):
 
 
 def _forward_vjp(sizes, interpret, query, key, value, bias, mask):
-    wanted = bias is not None and bias.perturbed
+    wanted = bias is not None and bias.perturbed  # which the residuals tell by being there or not
     query, key, value, bias, mask = (None if x is None else x.value for x in (query, key, value, bias, mask))
     out, kept = _forward(sizes, interpret, query, key, value, bias, mask)
     return out, (query, key, value, bias, mask, out, kept, jnp.zeros(()) if wanted else None)

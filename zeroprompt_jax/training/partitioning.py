@@ -83,19 +83,21 @@ class Mesh:
             raise UserError(
                 f"Mesh {_product(sizes, MESH_AXES)} needs {max(data, 1) * rest} devices; there are {len(devices)}."
             )
-        types = (AxisType.Auto,) * len(sizes)
         slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+        # Axes share a dimension of the torus where they must: of 4 x 4 x 4 chips there is no other way to have two.
         if slices == 1:
-            return jax.make_mesh(tuple(sizes.values()), MESH_AXES, devices=devices, axis_types=types)
-        if self.replica % slices:
+            placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+        elif self.replica % slices:
             raise UserError(
                 f"Mesh.replica is {self.replica}, but the devices are {slices} slices; give a multiple of {slices}, so "
                 f"that only gradients pass between slices."
             )
-        inside = (self.replica // slices, data, self.fsdp, self.model)
-        return jax.sharding.Mesh(
-            mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1, 1), devices), MESH_AXES, axis_types=types
-        )
+        else:
+            inside = (self.replica // slices, data, self.fsdp, self.model)
+            placed = mesh_utils.create_hybrid_device_mesh(
+                inside, (slices, 1, 1, 1), devices, allow_split_physical_axes=True
+            )
+        return jax.sharding.Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def _product(sizes: Mapping[str, int], axes: Sequence[str]) -> str:
