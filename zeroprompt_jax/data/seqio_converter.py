@@ -67,5 +67,5 @@ class FeatureConverter(seqio.EncDecFeatureConverter):
         if "instructions" in self._reads:
             made["instruction_tokens"] = task_feature_lengths["instructions"]
         if "task" in self._reads:
-            made["task_ids"] = self._places.shape[-1]
+            made["task_ids"] = 1 if self._places.ndim == 1 else self._places.shape[-1]
         return made

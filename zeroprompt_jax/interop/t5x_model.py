@@ -15,6 +15,7 @@ from t5x.metrics import AveragePerStep
 
 from zeroprompt_jax.data import cards, seqio_bridge
 from zeroprompt_jax.data.seqio_converter import FeatureConverter
+from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.interop.t5x_module import Transformer
 from zeroprompt_jax.methods.base import Run, Setting
 from zeroprompt_jax.models.conditioning import Conditioning
@@ -59,6 +60,8 @@ class EncoderDecoderModel(models.EncoderDecoderModel):
 
     def __init__(self, module: Transformer, *args, **kwargs):
         super().__init__(module, *args, **kwargs)
+        if self.FEATURE_CONVERTER_CLS is not models.EncoderDecoderModel.FEATURE_CONVERTER_CLS:
+            raise UserError("This model makes the feature converter that its method needs; leave feature_converter_cls out.")
         self.FEATURE_CONVERTER_CLS = self._converter
 
     def _converter(self, **kwargs) -> FeatureConverter:

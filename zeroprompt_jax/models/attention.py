@@ -28,14 +28,16 @@ class Keys(NamedTuple):
 
 def attend(query_BTHK: Array, keys: list[Keys], dropout: Callable[[Array], Array] = lambda x: x) -> Array:
     """One softmax, in float32, over all the keys together, of scores as they are: what scales is in the query.
-    -> [B, T, H, K]. On TPUs by a kernel, where it suits the sizes."""
+    -> [B, T, H, K]. On a mesh of TPUs by a kernel, where that divides the arrays and suits their sizes; it rounds
+    otherwise."""
     B, T, H, K = query_BTHK.shape
     dtype = query_BTHK.dtype
     lengths = [source.key.shape[1] for source in keys]
     ones = jnp.ones((B, H, 1, sum(lengths)), dtype)
     kept = dropout(ones)  # one mask of keys for all queries of a head
     sizes = None
-    if all(source.bias is None or len(source.bias) == 1 for source in keys):
+    alike = (x is None or x.shape[axis] == 1 for s in keys for x, axis in ((s.bias, 0), (s.mask, 1)))
+    if all(alike):
         groups = math.lcm(*(len(source.key) for source in keys)) if kept is ones else B
         sizes = attention_kernel.planned(B, groups, T, sum(lengths), H, K)
     if sizes is not None:

@@ -22,8 +22,10 @@ from jax.sharding import PartitionSpec
 Array = jax.Array
 MASKED = -1e10  # as T5X; finite, so that a row without any visible key stays finite
 _LANES = 128
-# Of vector memory, less what the compiler itself needs: v4 has 16 MiB, later chips at least 64.
-_VMEM_BYTES = {"TPU v4": 15 * 2**20}
+_FAST = ("default", "fastest", "bfloat16")  # values of jax_default_matmul_precision
+# Of vector memory, less what the compiler itself needs: v4 has 16 MiB, later chips at least 64. Of those before, 0: their
+# units take no products of bfloat16 as they are written here.
+_VMEM_BYTES = {"TPU v2": 0, "TPU v3": 0, "TPU v4": 15 * 2**20}
 _LATER_VMEM_BYTES = 48 * 2**20
 
 
@@ -70,8 +72,8 @@ def plan(
 
 def planned(rows: int, groups: int, queries: int, keys: int, num_heads: int, head_dim: int) -> Sizes | None:
     """`plan` for a device of the current mesh, which divides rows and heads and, made finer if need be, groups. None where
-    the kernel is not for it: the mesh is not of TPUs, does not divide them, or there are too few queries to fill the lanes
-    of a register, as in decoding."""
+    the kernel is not for it: there is no mesh, or not of TPUs since v4, it does not divide them, or there are too few
+    queries to fill the lanes of a register, as in decoding."""
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     if device is None or device.platform != "tpu" or queries < _LANES:
@@ -118,7 +120,7 @@ def attend(
     those of groups of rows, [G, S, H, K].
 
     bias_HTS: added to scores. mask_BTS: bool, [B, 1 or T, S], of the keys that are seen. interpret: runs where there is no
-    TPU, slowly.
+    TPU, slowly. Gradients have no gradients.
     """
     T = sizes.queries
     flat = lambda x: x.reshape(*x.shape[:2], -1)
@@ -260,8 +262,12 @@ def _backward_program(
         top, inverse = kept_ref[0, i, :1], kept_ref[0, i, 1:]
         weights_ST = jnp.exp(_scores(query, key, bias_ref, mask, i) - top) * inverse
         dv_ref[0, 0, :, at] = _product(weights_ST.astype(grad.dtype), grad, 1, 0).astype(dv_ref.dtype)
-        shift_T = (grad.astype(jnp.float32) * out.astype(jnp.float32)).T.sum(axis=0, keepdims=True)
-        dscores_ST = weights_ST * (_product(value, grad, 1, 1) - shift_T)
+        dweights_ST = _product(value, grad, 1, 1)
+        if query.dtype == jnp.float32:  # as `attention.weigh`, which says why
+            shift_T = (weights_ST * dweights_ST).sum(axis=0, keepdims=True)
+        else:
+            shift_T = (grad.astype(jnp.float32) * out.astype(jnp.float32)).T.sum(axis=0, keepdims=True)
+        dscores_ST = weights_ST * (dweights_ST - shift_T)
         # A query that sees nothing has weights all the same.
         dscores_ST = dscores_ST if mask is None else jnp.where(mask, dscores_ST, 0.0)
         if summed:
@@ -295,4 +301,7 @@ def _scores(query_TK, key_SK, bias_ref, mask_ST, head: int):
 
 def _product(x: Array, y: Array, contracted_x: int, contracted_y: int) -> Array:
     axes = (((contracted_x,), (contracted_y,)), ((), ()))
-    return jax.lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)
+    # Of what users may ask of products of float32, kernels know the two ends.
+    exact = x.dtype == jnp.float32 and jax.config.jax_default_matmul_precision not in (None, *_FAST)
+    precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
+    return jax.lax.dot_general(x, y, axes, precision=precision, preferred_element_type=jnp.float32)
