@@ -174,6 +174,9 @@ def test_errors_of_the_objects_themselves_arrive_unchanged():
     with pytest.raises(UserError, match="Car.motor has no value: bind it in the config or give --gin.Car.motor=VALUE"):
         config.make("Car")
     assert config.make("Car", motor=1) == Car(1, seats=3)
+    config.load()
+    with pytest.raises(UserError, match="There is no config: give --gin_file=FILE"):
+        config.make("Car")
     config.load(bindings=["Motor.power = 3.0"])
     with pytest.raises(UserError, match="The config says nothing of Car: it is for another command, or lacks Car.motor"):
         config.make("Car")

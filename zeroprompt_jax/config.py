@@ -242,6 +242,8 @@ def make(name: str, **overrides: Any) -> Any:
         raise UserError(f"Building {name} never ends: its macros or references form a circle.") from None
     except TypeError as e:
         if missing := _missing(found, overrides):
+            if not _loaded.bindings:
+                raise UserError("There is no config: give --gin_file=FILE, such as experiments/quickstart.gin.") from e
             full = f"{name}.{missing}"
             if not _loaded.bindings.get(("", found.selector)):
                 raise UserError(f"The config says nothing of {name}: it is for another command, or lacks {full}.") from e

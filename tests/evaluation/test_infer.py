@@ -116,7 +116,7 @@ def test_jsonl_and_tsv_read_alike(tmp_path):
         ("a.txt", b"", "ends in '.txt'; give .jsonl or .tsv"),
         ("a.jsonl", b'{"input": "a"}\n\n{"input": \n', "a.jsonl, line 3: not JSON"),
         ("a.jsonl", b'["a"]\n', "a.jsonl, line 1: list where an object with 'input' belongs"),
-        ("a.jsonl", b'{"input": "a"}\n{"inptu": "a"}\n', "line 2: the row has no text under 'input'. Did you mean 'input'?"),
+        ("a.jsonl", b'{"input": "a"}\n{"inptu": "a"}\n', "line 2: the row has no text under 'input'. It has 'inptu'. Did you mean 'input'?"),
         ("a.jsonl", b'{"input": 3}\n', "line 1: the row has no text under 'input'"),
         ("a.jsonl", b'{"input": "a", "options": "x|y"}\n', "line 1: 'options' is not a list of texts"),
         ("a.jsonl", b'{"input": "a", "options": []}\n', "line 1: 'options' is empty"),

@@ -56,7 +56,7 @@ def numbered_rows(path: str | Path, column: str) -> list[tuple[int, dict[str, An
 
 def _misnamed(row: dict[str, Any]) -> str:
     """A hint at the field that was meant to be 'input'."""
-    return next((hint for name in row if name not in FIELDS and (hint := nearest(name, FIELDS))), "")
+    return next((f" It has '{name}'.{hint}" for name in row if name not in FIELDS and (hint := nearest(name, FIELDS))), "")
 
 
 def _jsonl(path: Path, lines, column: str) -> Iterator[tuple[int, dict[str, Any]]]:
