@@ -128,6 +128,13 @@ def card_names(mixture: str) -> tuple[str, ...]:
     return tuple(task.source.zeroprompt[0].name for task in tasks)
 
 
+def encoder(mixture: str) -> Callable[[str], list[int]]:
+    """Text to token ids, without EOS, by the vocabulary of a registered SeqIO mixture's, or task's, inputs."""
+    import seqio
+
+    return seqio.get_mixture_or_task(mixture).output_features["inputs"].vocabulary.encode
+
+
 def _seqio_name(name: str) -> str:
     return re.sub(r"[^\w.:]", "_", name)
 

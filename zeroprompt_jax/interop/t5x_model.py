@@ -5,10 +5,9 @@ The only file that imports T5X (github.com/google-research/t5x), which must be i
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
-import seqio
 from flax.core import freeze
 from t5x import losses, models
 from t5x.metrics import AveragePerStep
@@ -25,26 +24,21 @@ Array = jax.Array
 Batch = Mapping[str, Array]
 
 
-def setting(config: T5Config, mixture: str) -> Setting:
+def setting(config: T5Config, mixture: str, run: Callable[[str], Run] = Setting.run) -> Setting:
     """What a method's parameters are made from, with the tasks of a SeqIO mixture (or of one SeqIO task) that
     `seqio_bridge` made: for `Transformer.setting`. They are numbered in SeqIO's order, by name.
 
-    It is asked once T5X has imported the module that registers them. Raises UserError as `seqio_bridge.card_names`."""
+    It is asked once T5X has imported the module that registers them. run: reads what another run trained, for methods that
+    begin with that: `experiment.trained`. Raises UserError as `seqio_bridge.card_names`."""
     tasks = seqio_bridge.card_names(mixture)
     return Setting(
         config,
         tasks,
-        encode=seqio.get_mixture_or_task(mixture).output_features["inputs"].vocabulary.encode,
+        encode=seqio_bridge.encoder(mixture),
         labels={task: cards.card(task).options for task in tasks},
         facts={task: seqio_bridge.facts(task) for task in dict.fromkeys((*tasks, *cards.task_names()))},
-        run=_trained,
+        run=run,
     )
-
-
-def _trained(path: str) -> Run:
-    from zeroprompt_jax.experiment import trained  # it silences absl's log, which is T5X's
-
-    return trained(path)
 
 
 class EncoderDecoderModel(models.EncoderDecoderModel):

@@ -33,6 +33,10 @@ class Run(NamedTuple):
     tasks: Sequence[str]
 
 
+def _no_run(path: str) -> Run:
+    raise UserError(f"The run '{path}' cannot be read here: nothing says how (Setting.run).")
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """What a method's first parameters may be made from.
@@ -45,7 +49,7 @@ class Setting:
       labels: task name to its answer options.
       facts: task name to what is known of it: `type`, `domain`, `family` and `labels` (its options as one text, in any
         order the same); also of tasks that are not trained.
-      run: reads what the run at a MODEL_DIR trained.
+      run: reads what the run at a MODEL_DIR trained; by default it refuses to.
     """
 
     config: Config
@@ -54,7 +58,7 @@ class Setting:
     encode: Callable[[str], list[int]] | None = None
     labels: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     facts: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
-    run: Callable[[str], Run] | None = None
+    run: Callable[[str], Run] = _no_run
 
     @property
     def embedding(self) -> Array:

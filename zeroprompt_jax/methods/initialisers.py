@@ -211,8 +211,6 @@ class FromRun(Initialiser):
     task: str | None = None
 
     def make(self, rng, setting, shape):
-        if setting.run is None:
-            raise UserError(f"FromRun.run '{self.run}': runs cannot be read here.")
         found = setting.run(self.run)
         if "shared" in found.params and self.task is None:
             return _fitting(found.params["shared"], self.run, shape)
