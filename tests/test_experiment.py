@@ -29,14 +29,14 @@ TASKS = '''
 
 from zeroprompt_jax.data import cards
 
-def add(name, type, pool, last, options):
+def add(name, type, pool, last, options, metrics=("exact_match",)):
     def examples(split):
         for i in range(20 if split == "train" else 6):
             number = 7 * i + (split == "test") + 100
             yield {"input": str(number), "target": last(number)}
 
     wordings = (f"{name}:", f"say {name}:")
-    card = cards.TaskCard(name, type, wordings, pool=pool, options=options)
+    card = cards.TaskCard(name, type, wordings, pool=pool, options=options, metrics=metrics)
     cards.register(card, cards.Source(examples, "1"))
 
 parity = lambda number: "even" if number % 2 == 0 else "odd"
@@ -44,6 +44,7 @@ add("toy_parity", "parity", "train", parity, ("even", "odd"))
 add("toy_last", "digit", "train", lambda number: str(number % 10), ())
 add("toy_first", "digit", "held_out_task", lambda number: str(number)[0], ())
 add("toy_odd", "truth", "held_out_type", lambda number: str(number % 2 == 1), ("True", "False"))
+add("toy_misspelt", "digit", "held_out_task", lambda number: str(number)[0], (), ("exact_macth",))
 cards.register_mixture("toy_train", ["toy_parity", "toy_last"])
 '''
 CONFIG = """
@@ -391,6 +392,9 @@ def test_mistakes_in_a_new_run(run, home, capsys):
     sentence = mistake(capsys, *arguments("bad_size", "--gin.T5Config.vocab_size=300"))
     assert sentence == "T5Config.vocab_size is 300, but the vocabulary 'bytes' has 384 pieces."
     assert "Did you mean 'toy_train'?" in mistake(capsys, *arguments("bad_name", "--gin.Data.mixture=toy_trian"))
+    sentence = mistake(capsys, *arguments("bad_metric", "--gin.Data.evaluation={'one': 'toy_misspelt'}"))
+    assert sentence == "Unknown metric 'exact_macth'. Did you mean 'exact_match'?"
+    assert not (home / "bad_metric" / "metrics.jsonl").exists()  # it is said before training
     # A mistake is no run: the corrected command will not be refused.
     assert not (home / "bad_size" / "config.gin").exists() and not (home / "bad_path" / "config.gin").exists()
 
@@ -421,7 +425,11 @@ def test_prompt_tuning_saves_a_prompt_and_leaves_the_backbone(run, home, capsys)
         "Train.initial_checkpoint_path = 'whole'\nTrain.initial_checkpoint_regex = 'backbone/.*'\n"
     )
     assert cli.main(["train", "--gin_file=prompt.gin", "--gin.MODEL_DIR=prompted", "--gin.TRAIN_STEPS=2"]) == 0
-    assert "no evaluation is configured" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "no evaluation is configured" in printed.out and "random" not in printed.err
+    nothing = ["--gin.Train.initial_checkpoint_path=None", "--gin.TRAIN_STEPS=1"]
+    assert cli.main(["train", "--gin_file=prompt.gin", "--gin.MODEL_DIR=from_nothing", *nothing]) == 0
+    assert "The frozen backbone is random: Train.initial_checkpoint_path is not set." in capsys.readouterr().err
     config.load([str(home / "prompted" / "config.gin")])
     prompted = config.make("Experiment")
     model = experiment.restore(prompted)

@@ -19,7 +19,7 @@ from zeroprompt_jax.data.pipeline import Data
 from zeroprompt_jax.data.store import Store
 from zeroprompt_jax.data.vocabulary import Vocabulary, load_vocabulary
 from zeroprompt_jax.errors import PeerLost, UserError
-from zeroprompt_jax.evaluation import report
+from zeroprompt_jax.evaluation import metrics, report
 from zeroprompt_jax.evaluation.evaluate import Evaluate, Evaluation, evaluate
 from zeroprompt_jax.methods import initialisers
 from zeroprompt_jax.methods.bank import Bank
@@ -308,6 +308,7 @@ def _train(experiment: Experiment, config_text: str, title: str, goodput: Goodpu
     check_vocabulary(experiment, vocabulary)
     stream = experiment.data.stream(store, settings.batch_size)
     groups = experiment.data.groups()
+    metrics.check(name for tasks in groups.values() for task in tasks for name in store.card(task).metrics)
     fill = stream.fill()
     _say_tasks(experiment, store, groups, round(settings.steps * settings.batch_size * fill["examples_per_row"]))
     if stream.batching != "padded":
@@ -343,6 +344,8 @@ def _train(experiment: Experiment, config_text: str, title: str, goodput: Goodpu
         run_folder.claim(root, config_text)  # only now: a config with a mistake in it claims nothing
     trained, frozen = states.count(model.params), states.count(model.frozen)
     _say(f"{trained:,} parameters train, {frozen:,} are frozen; {_devices(mesh)}.")
+    if not settings.initial_checkpoint_path and any(path.startswith("backbone/") for path in model.frozen):
+        _say("The frozen backbone is random: Train.initial_checkpoint_path is not set.")
 
     def scores(state: State, settings: Evaluate, progress: bool, predictions: Path | None = None) -> Evaluation:
         variables = states.unflatten(state.params, model.frozen)
@@ -375,7 +378,7 @@ def _train(experiment: Experiment, config_text: str, title: str, goodput: Goodpu
     during = dataclasses.replace(experiment.evaluate, control=False)
     sharding = partitioning.batch_sharding(mesh)
     mine = partitioning.local_rows(sharding, settings.batch_size)
-    metrics, lost = Metrics(settings.model_dir, int(state.step)), False
+    log, lost = Metrics(settings.model_dir, int(state.step)), False
     try:
         with partitioning.activate(mesh):
             state, seconds = fit(
@@ -385,7 +388,7 @@ def _train(experiment: Experiment, config_text: str, title: str, goodput: Goodpu
                 step,
                 make_batch,
                 checkpointer,
-                metrics,
+                log,
                 record=record,
                 evaluate=(lambda state: scores(state, during, False).summary()) if groups else None,
                 tasks_of=lambda n: [task for task, *_ in stream.drawn(n)],
@@ -400,7 +403,7 @@ def _train(experiment: Experiment, config_text: str, title: str, goodput: Goodpu
             return None
         with goodput.spend("eval"):
             evaluation = scores(state, experiment.evaluate, first, root / "predictions.jsonl")
-        metrics.write(settings.steps, {**evaluation.summary(), "final": True})
+        log.write(settings.steps, {**evaluation.summary(), "final": True})
     except Exception as e:
         if lost := distributed.is_loss(e):
             saved = checkpointer.kept()
@@ -408,7 +411,7 @@ def _train(experiment: Experiment, config_text: str, title: str, goodput: Goodpu
             raise PeerLost(f"{distributed.loss(e)}; {kept}, and the same command, on all, goes on.") from e
         raise
     finally:
-        metrics.close()
+        log.close()
         if not lost:  # closing waits for the other processes
             checkpointer.close()
     if not first:

@@ -112,6 +112,8 @@ def test_rows_that_do_not_tell_what_is_read_are_refused(seqio, register):
     lengths = {"inputs": 64, "targets": 8}
     with pytest.raises(UserError, match="reads 'task' of each row, so rows cannot be packed"):
         FeatureConverter({name: 0}, pack=True)
+    with pytest.raises(UserError, match="FeatureConverter.places names no task"):
+        FeatureConverter({}, pack=False)
     silent = seqio_bridge.to_seqio(name, v).get_dataset(lengths, "test")
     with pytest.raises(UserError, match=r"reads 'task' of each row.*features=\['task'\]"):
         FeatureConverter({name: 0}, pack=False)(silent, lengths)

@@ -14,6 +14,22 @@ def test_a_slice_is_read_as_the_tpu_api_writes_it():
 
 
 @pytest.mark.parametrize(
+    "accelerator, topology",
+    [
+        ("v5litepod-1", "v5e:1x1"),
+        ("v5litepod-8", "v5e:2x4"),
+        ("v5litepod-256", "v5e:16x16"),
+        ("v6e-64", "v6e:8x8"),
+        ("v4-8", "v4:2x2x1"),
+        ("v4-64", "v4:2x4x4"),
+        ("v5p-128", "v5p:4x4x4"),
+    ],
+)
+def test_an_accelerator_type_is_the_topology_that_cloud_tpu_gives_it(accelerator, topology):
+    assert str(Topology.parse(accelerator)) == topology
+
+
+@pytest.mark.parametrize(
     "text, slices, sentence",
     [
         ("v5f:2x4", 1, "Unknown TPU 'v5f'. Did you mean 'v5"),
@@ -21,6 +37,8 @@ def test_a_slice_is_read_as_the_tpu_api_writes_it():
         ("v4:2x4", 1, "'v4:2x4' is not a v4 slice: write v4:4x4x4, chips along each side."),
         ("v5e:0x4", 1, "is not a v5e slice"),
         ("v5e", 1, "is not a v5e slice"),
+        ("v5p-24", 1, "The topology 'v5p-24' is not a v5p slice: write v5p:4x4x4, chips along each side."),
+        ("v4-1", 1, "is not a v4 slice"),
         ("v5e:2x4", 0, "The number of slices is 0; it must be at least 1."),
     ],
 )

@@ -18,8 +18,8 @@ class FeatureConverter(seqio.EncDecFeatureConverter):
     instructions: of the feature `instructions`, which TASK_FEATURE_LENGTHS gives a length, is made `instruction_tokens`.
     The other arguments are SeqIO's.
 
-    Raises UserError where rows are to be packed, as then a row holds several tasks, and for examples without the features;
-    in a running pipeline TensorFlow's InvalidArgumentError, for a task that has no place.
+    Raises UserError where rows are to be packed, as then a row holds several tasks, for places without a task, and for
+    examples without the features; in a running pipeline TensorFlow's InvalidArgumentError, for a task that has no place.
     """
 
     def __init__(
@@ -29,6 +29,8 @@ class FeatureConverter(seqio.EncDecFeatureConverter):
         pack: bool = True,
         **kwargs,
     ):
+        if places is not None and not places:
+            raise UserError("FeatureConverter.places names no task, but the method keeps something of each.")
         self._tasks = list(places or ())
         self._places = np.array(list((places or {}).values()), np.int32)  # [N] or [N, F]
         self.TASK_FEATURES, self.MODEL_FEATURES = dict(self.TASK_FEATURES), dict(self.MODEL_FEATURES)

@@ -166,9 +166,8 @@ def evaluate(
             if task not in task_ids:
                 raise unknown("trained task", task, task_ids)
     cards = {task: store.card(task) for task in tasks}
-    for name in dict.fromkeys(name for card in cards.values() for name in card.metrics):
-        if name not in metrics.METRICS:
-            raise unknown("metric", name, metrics.METRICS)
+    for card in cards.values():
+        metrics.check(card.metrics)
     kinds = [settings.wordings]
     instructed = features.instruct_inputs or features.instructions
     worded = [task for task in tasks if not store.brings_own(task)]

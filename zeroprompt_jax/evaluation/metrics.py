@@ -25,7 +25,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from zeroprompt_jax.errors import unknown
 
@@ -303,6 +303,13 @@ METRICS: dict[str, Metric] = {
 }
 
 
+def check(names: Iterable[str]) -> None:
+    """Raises UserError for a name that is no metric."""
+    for name in names:
+        if name not in METRICS:
+            raise unknown("metric", name, METRICS)
+
+
 def compute(
     names: Sequence[str],
     predictions: Texts,
@@ -311,9 +318,7 @@ def compute(
     scores: Sequence[Sequence[float]] | None = None,
 ) -> Mapping[str, float]:
     """All the named metrics. Raises UserError for a name that is no metric."""
-    for name in names:
-        if name not in METRICS:
-            raise unknown("metric", name, METRICS)
+    check(names)
     return {name: METRICS[name](predictions, references, options, scores) for name in names}
 
 

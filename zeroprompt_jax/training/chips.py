@@ -49,6 +49,22 @@ CHIPS = {
 }
 
 
+def _of_accelerator(text: str) -> str:
+    """The topology of an accelerator type whose chips are a power of two, as Cloud TPU lays it out; else the text itself.
+
+    The number counts chips, for v4 and v5p their cores, two a chip."""
+    named = re.fullmatch(r"(v4|v5litepod|v5e|v5p|v6e)-([1-9]\d*)", text)
+    if not named:
+        return text
+    kind = named[1].replace("litepod", "e")
+    count = int(named[2]) // (2 if kind in ("v4", "v5p") else 1)
+    if count & (count - 1) or not count:
+        return text.replace("-", ":").replace("litepod", "e")
+    power, dimensions = count.bit_length() - 1, CHIPS[kind].dimensions
+    sides = [2 ** ((power + i) // dimensions) for i in range(dimensions)]  # as even as can be, the longest last
+    return f"{kind}:{'x'.join(map(str, sides if sides != [1, 2, 2] else [2, 2, 1]))}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Topology:
     """A slice, or several equal ones that a data centre's network joins: chips of a kind in a mesh or torus.
@@ -62,12 +78,12 @@ class Topology:
 
     @classmethod
     def parse(cls, text: str, slices: int = 1) -> "Topology":
-        """Reads 'v5e:2x4', as the TPU API writes it.
+        """Reads 'v5e:2x4', as the TPU API writes it, or an accelerator type such as 'v5litepod-8' or 'v5p-128'.
 
         Raises:
           UserError: an unknown chip, or a shape that its slices cannot have.
         """
-        kind, colon, shape = text.partition(":")
+        kind, colon, shape = _of_accelerator(text).partition(":")
         if kind not in CHIPS:
             raise unknown("TPU", kind, CHIPS)
         dimensions = CHIPS[kind].dimensions
