@@ -60,7 +60,9 @@ StackFrames
   %loop.2 = (s32[]{:T(128)}, f32[4]{0:T(128)}) while(%state.2), condition=%inner_condition, body=%inner_body
   %x.3 = f32[4]{0:T(128)} get-tuple-element(%loop.2), index=1
   %shallow = f32[4]{0:T(128)} fusion(%x.3), kind=kLoop, calls=%fused_less, backend_config={"estimated_cycles":"100"}
-  ROOT %next.2 = (s32[]{:T(128)}, f32[4]{0:T(128)}) tuple(%i.3, %shallow)
+  %step.2 = s32[]{:T(128)} constant(STEP)
+  %i.4 = s32[]{:T(128)} add(%step.2, %i.3)
+  ROOT %next.2 = (s32[]{:T(128)}, f32[4]{0:T(128)}) tuple(%i.4, %shallow)
 }
 
 %outer_condition (outer.1: (s32[], f32[4])) -> pred[] {
@@ -86,8 +88,11 @@ ENTRY %main (param.0: f32[4]) -> f32[4] {
 LOOPS = LOOPS.replace("LAST", 'backend_config={"estimated_cycles":"1000"}')
 
 
-def loops(inner=3, outer=5, started=0):
-    return hlo.read(LOOPS.replace("INNER", str(inner)).replace("OUTER", str(outer)).replace("STARTED", str(started)))
+def loops(text=LOOPS, inner=3, outer=5, started=0, step=1):
+    values = {"INNER": inner, "OUTER": outer, "STARTED": started, "STEP": step}
+    for name, value in values.items():
+        text = text.replace(name, str(value))
+    return hlo.read(text)
 
 
 def cycles(program):
@@ -99,6 +104,9 @@ def test_loops_count_by_their_turns():
     assert cycles(loops()) == 1000 + 4 * (100 + 3 * 10)
     assert cycles(loops(outer=6, started=2)) == 1000 + 3 * (100 + 3 * 10)
     assert cycles(loops(inner=0, outer=0)) == 1000
+    # Counting 0, 2 while one more is less than 5; one turn less where it begins at 1.
+    assert cycles(loops(step=2)) == cycles(loops(outer=4, step=2)) == 1000 + 2 * (100 + 3 * 10)
+    assert cycles(loops(outer=4, started=1, step=2)) == 1000 + 1 * (100 + 3 * 10)
     times = {run.instruction.name: run.times for run in loops().runs()}
     assert times["go.2"] == 5 and times["go.1"] == 4 * 4  # the condition is asked once more than it holds
 
@@ -122,13 +130,13 @@ def test_a_fusion_is_one_instruction_with_a_source():
 def test_an_instruction_is_told_by_its_innermost_line_in_this_package(parents, line):
     text = LOOPS.replace("location_id=1 parent_frame_id=1", f"location_id=1 parent_frame_id={parents[0]}")
     text = text.replace("location_id=2 parent_frame_id=2", f"location_id=2 parent_frame_id={parents[1]}")
-    program = hlo.read(text.replace("STARTED", "0"))
+    program = loops(text)
     assert program.lines[program.computations["main"].instructions["last"].frame] == line
 
 
 def test_turns_that_the_compiler_tells_count_first():
     text = LOOPS.replace("body=%outer_body", 'body=%outer_body, backend_config={"known_trip_count":{"n":"2"}}')
-    program = hlo.read(text.replace("INNER", "3").replace("OUTER", "5").replace("STARTED", "0"))
+    program = loops(text)
     assert cycles(program) == 1000 + 2 * (100 + 3 * 10)
 
 
@@ -136,7 +144,7 @@ def test_a_loop_without_a_counter_turns_once_and_says_so():
     text = LOOPS.replace(
         "ROOT %go.2 = pred[]{:T(512)} and(%within.2, %going.2)", "ROOT %go.2 = pred[] custom-call(%at.2)"
     )
-    program = hlo.read(text.replace("INNER", "3").replace("OUTER", "5").replace("STARTED", "0"))
+    program = loops(text)
     turns = [
         program.turns(run.computation, run.instruction) for run in program.runs() if run.instruction.opcode == "while"
     ]

@@ -142,9 +142,9 @@ class Program:
     # Loops.
 
     def turns(self, computation: Computation, loop: Instruction) -> int | None:
-        """How often a loop turns: what the compiler says, or else the number that its counter, which steps by one, is
-        compared with, less the one it starts from. A loop that may also end sooner counts as if it did not. None where
-        no counter is found."""
+        """How often a loop turns: what the compiler says, or else how often its counter steps from its first number to the
+        one that it is compared with; products in windows, which exchange shards meanwhile, may step by two. A loop that
+        may also end sooner counts as if it did not. None where no counter is found."""
         told = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if told:
             return int(told[1])
@@ -198,7 +198,18 @@ class Program:
         if direction not in ("LT", "LE") or left is None or right is None or left.place is None:
             return None
         start, stop = (self._at_first(computation, loop, value) for value in (left, right))
-        return None if start is None or stop is None else max(stop - start + (direction == "LE"), 0)
+        step = self._step(loop, left.place)
+        if start is None or stop is None or not step:
+            return None
+        return max(-(-(stop - start + (direction == "LE")) // step), 0)
+
+    def _step(self, loop: Instruction, place: int) -> int | None:
+        """What a turn adds to an element of the loop's state, if more than nothing."""
+        (name,) = loop.called("body")
+        body = self.computations[name]
+        root = body.instructions[body.root]
+        found = self._value(body, root.operands[place], {}) if root.opcode == "tuple" else None
+        return found.number if found and found.place == place and found.number > 0 else None
 
     def _at_first(self, computation: Computation, loop: Instruction, value: _Value) -> int | None:
         """A value before the first turn."""
