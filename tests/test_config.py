@@ -241,6 +241,25 @@ def test_command_line_values_that_cannot_be_meant(argument):
         config.split_arguments([argument])
 
 
+def test_a_binding_that_would_do_nothing_is_refused(files):
+    main = files(main="Car.motor = @Motor()\n")
+    config.load(main, ["Motor.power = 2.0", "Car.seats = 3"])
+    assert config.make("Car") == Car(Motor(2.0), seats=3)
+    unused = files(unused="Car.motor = None\n")
+    sentence = mistake(unused, ["Motor.power = 2.0"])
+    assert sentence == "--gin 'Motor.power = 2.0': nothing in this configuration uses test.Motor."
+    config.load(unused, ["Motor.power = 2.0", "Car.motor = @Motor()"])
+    # In files it may stand, as another may have taken its place; and what is no part of ours may be used anywhere.
+    config.load(files(both="Motor.power = 2.0\nCar.motor = None\n"), ["Motor.name = 'any'", "wheel.radius = 4"])
+
+
+def test_a_class_where_an_object_belongs_is_refused():
+    sentence = mistake(bindings=["Car.motor = @fast/Motor"])
+    assert sentence == "--gin 'Car.motor = @fast/Motor': test.Car.motor is the class itself; write @fast/Motor()."
+    config.load(bindings=["Car.motor = None", "Car.maker = @Motor"])
+    assert config.make("Car").maker is not None
+
+
 def test_every_entry_of_the_table_is_written_as_module_and_attribute():
     for target in config.CONFIGURABLES.values():
         module, attribute = target.split(":")

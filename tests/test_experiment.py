@@ -323,6 +323,8 @@ def test_a_run_can_be_moved(run, home, monkeypatch, capsys):
         (["eval", "--model_dir=whole", "--mixture=toy_fist"], "Did you mean 'toy_first'?"),
         (["eval", "--model_dir=whole", "--split=tets"], "split 'tets'"),
         (["eval", "--model_dir=whole", "--checkpoint=whole/checkpoints/4"], "No checkpoint at 'whole/checkpoints/4'"),
+        (["train", "--gin_file=experiments/adaptation.gin"], "a study (AdaptationStudy), which is run by zeroprompt adapt."),
+        (arguments("unused", "--gin.methods.LoRA.rank=4"), "nothing in this configuration uses methods.LoRA. It has methods.Full."),
         (["eval", "--model_dir=whole", "--module=toy_tasks_2"], "There is no task module 'toy_tasks_2'"),
     ],
 )

@@ -1,7 +1,7 @@
 """Gin at the edge: reads config files and command-line bindings, checks every name, and builds configured objects.
 
-Library code never imports gin. A config names entries of `CONFIGURABLES`, mostly frozen dataclasses that also run from
-plain Python; each is imported only when a config names it. To make one more thing configurable, add its line.
+Library code never imports gin. A config names entries of `configurables`, mostly frozen dataclasses that also run from
+plain Python. To make one more thing configurable, add its line there.
 
 Everything is read, resolved and checked here first, so that a wrong name is one sentence with file and line; gin
 then gets a single flat text, which is also what a run saves.
@@ -21,98 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import zeroprompt_jax
+from zeroprompt_jax.configurables import CONFIGURABLES
 from zeroprompt_jax.errors import UserError, nearest, sentence, unknown
-
-CONFIGURABLES = {
-    "T5Config": "zeroprompt_jax.models.t5:T5Config",
-    "RobertaConfig": "zeroprompt_jax.models.roberta:RobertaConfig",
-    "Optimizer": "zeroprompt_jax.training.optimizer:Optimizer",
-    "Schedule": "zeroprompt_jax.training.optimizer:Schedule",
-    "Experiment": "zeroprompt_jax.experiment:Experiment",
-    "Train": "zeroprompt_jax.training.loop:Train",
-    "Loss": "zeroprompt_jax.training.step:Loss",
-    "Mesh": "zeroprompt_jax.training.partitioning:Mesh",
-    "Data": "zeroprompt_jax.data.pipeline:Data",
-    "Evaluate": "zeroprompt_jax.evaluation.evaluate:Evaluate",
-    "Greedy": "zeroprompt_jax.models.decoding:Greedy",
-    "Sample": "zeroprompt_jax.models.decoding:Sample",
-    "Beam": "zeroprompt_jax.models.decoding:Beam",
-    "methods.Full": "zeroprompt_jax.methods.full:Full",
-    "methods.Classification": "zeroprompt_jax.methods.full:Classification",
-    "methods.MaskedLM": "zeroprompt_jax.methods.full:MaskedLM",
-    "methods.Prompt": "zeroprompt_jax.methods.prompt:Prompt",
-    "methods.SoftPrompt": "zeroprompt_jax.methods.soft_prompt:SoftPrompt",
-    "methods.Prefix": "zeroprompt_jax.methods.prefix:Prefix",
-    "methods.Adapter": "zeroprompt_jax.methods.adapter:Adapter",
-    "methods.Compacter": "zeroprompt_jax.methods.compacter:Compacter",
-    "methods.LoRA": "zeroprompt_jax.methods.lora:LoRA",
-    "methods.IA3": "zeroprompt_jax.methods.ia3:IA3",
-    "methods.Bias": "zeroprompt_jax.methods.bias:Bias",
-    "methods.MPT": "zeroprompt_jax.methods.mpt:MPT",
-    "methods.Hint": "zeroprompt_jax.methods.hint:Hint",
-    "methods.Hypter": "zeroprompt_jax.methods.hypter:Hypter",
-    "methods.Entailment": "zeroprompt_jax.methods.entailment:Entailment",
-    "generated.Prefix": "zeroprompt_jax.methods.generated:Prefix",
-    "generated.Adapter": "zeroprompt_jax.methods.generated:Adapter",
-    "generated.LoRA": "zeroprompt_jax.methods.generated:LoRA",
-    "generated.Prompt": "zeroprompt_jax.methods.generated:Prompt",
-    "initialisers.Uniform": "zeroprompt_jax.methods.initialisers:Uniform",
-    "initialisers.SampledVocabulary": "zeroprompt_jax.methods.initialisers:SampledVocabulary",
-    "initialisers.ClassLabels": "zeroprompt_jax.methods.initialisers:ClassLabels",
-    "initialisers.Text": "zeroprompt_jax.methods.initialisers:Text",
-    "initialisers.Tokens": "zeroprompt_jax.methods.initialisers:Tokens",
-    "initialisers.File": "zeroprompt_jax.methods.initialisers:File",
-    "initialisers.Trained": "zeroprompt_jax.methods.initialisers:Trained",
-    "initialisers.FromRun": "zeroprompt_jax.methods.initialisers:FromRun",
-    "Distillation": "zeroprompt_jax.methods.distillation:Distillation",
-    "AdaptationStudy": "zeroprompt_jax.search.adaptation:AdaptationStudy",
-    "Arm": "zeroprompt_jax.search.adaptation:Arm",
-    "EntailmentStudy": "zeroprompt_jax.search.entailment_study:EntailmentStudy",
-    "EntailmentArm": "zeroprompt_jax.search.entailment_slices:EntailmentArm",
-    "EncoderStage": "zeroprompt_jax.search.encoder_stages:EncoderStage",
-    "Comparison": "zeroprompt_jax.search.comparison:Comparison",
-    "ScalingStudy": "zeroprompt_jax.search.scaling:ScalingStudy",
-    "recyclers.Linear": "zeroprompt_jax.search.recycling:Linear",
-    "recyclers.Combination": "zeroprompt_jax.search.recycling:Combination",
-    "recyclers.Procrustes": "zeroprompt_jax.search.recycling:Procrustes",
-    "recyclers.Anchors": "zeroprompt_jax.search.recycling:Anchors",
-    "recyclers.Network": "zeroprompt_jax.search.recycling:Network",
-    "recyclers.EnglishWords": "zeroprompt_jax.data.pieces:EnglishWords",
-    "RecyclingStudy": "zeroprompt_jax.search.recycling_study:RecyclingStudy",
-    "relatives.Same": "zeroprompt_jax.search.relatives:Same",
-    "relatives.Rotated": "zeroprompt_jax.search.relatives:Rotated",
-    "relatives.Trained": "zeroprompt_jax.search.relatives:Trained",
-    "PromptSearch": "zeroprompt_jax.search.prompt_search:PromptSearch",
-    "Genetic": "zeroprompt_jax.search.genetic:Genetic",
-    "fitness.LabelledDev": "zeroprompt_jax.search.fitness:LabelledDev",
-    "fitness.MeanLogit": "zeroprompt_jax.search.fitness:MeanLogit",
-    "fitness.PseudoLabel": "zeroprompt_jax.search.fitness:PseudoLabel",
-    "operators.Cloze": "zeroprompt_jax.search.operators:Cloze",
-    "operators.Continuation": "zeroprompt_jax.search.operators:Continuation",
-    "operators.BackTranslation": "zeroprompt_jax.search.operators:BackTranslation",
-    "operators.Synonyms": "zeroprompt_jax.search.operators:Synonyms",
-    "operators.Crossover": "zeroprompt_jax.search.operators:Crossover",
-    "procedural_search.synonyms": "zeroprompt_jax.tasks.procedural_search:synonyms",
-    "natural_instructions.register_directory": "zeroprompt_jax.tasks.natural_instructions:register_directory",
-    "prompt_templates.register_directory": "zeroprompt_jax.tasks.prompt_templates:register_directory",
-    "span_corruption.register_text": "zeroprompt_jax.tasks.span_corruption:register_text",
-    "text_cuts.register_text": "zeroprompt_jax.tasks.text_cuts:register_text",
-    "text_cuts.register_c4": "zeroprompt_jax.tasks.text_cuts:register_c4",
-    "procedural_entailment.suite": "zeroprompt_jax.tasks.procedural_entailment:suite",
-    "entailment_sets.register": "zeroprompt_jax.tasks.entailment_sets:register",
-    "entailment_sets.suite": "zeroprompt_jax.tasks.entailment_sets:suite",
-    "procedural_shown.register": "zeroprompt_jax.tasks.procedural_shown:register",
-    "backbone.register": "zeroprompt_jax.tasks.backbone:register",
-    "c4.register": "zeroprompt_jax.tasks.c4:register",
-    "flan.register": "zeroprompt_jax.tasks.flan:register",
-    "glue.register": "zeroprompt_jax.tasks.glue:register",
-    "lm_bff.register": "zeroprompt_jax.tasks.lm_bff:register",
-    "mpt_sets.register": "zeroprompt_jax.tasks.mpt_sets:register",
-    "mrqa.register": "zeroprompt_jax.tasks.mrqa:register",
-    "nli_sets.register": "zeroprompt_jax.tasks.nli_sets:register",
-    "p3.register": "zeroprompt_jax.tasks.p3:register",
-    "super_glue.register": "zeroprompt_jax.tasks.super_glue:register",
-}
 
 REQUIRED = "gin.REQUIRED"
 _MODULE = "zeroprompt_jax.configurable"  # the prefix our names carry in gin's registry
@@ -144,6 +54,10 @@ class _Reference:
 
     name: str
     called: bool
+
+    @property
+    def selector(self) -> str:
+        return self.name.rpartition("/")[2]
 
     def __repr__(self):
         return f"@{self.name}{'()' if self.called else ''}"
@@ -202,15 +116,19 @@ def load(gin_files: Sequence[str] = (), bindings: Sequence[str] = ()) -> None:
 
     Raises:
       UserError: for a file that does not exist, a syntax error, a name or parameter that nothing has, a macro that
-        nothing uses or defines, a number where text belongs and the like, and a required value that is missing.
+        nothing uses or defines, a binding of what the files do not use, a number where text belongs and the like, and a
+        required value that is missing.
     """
     global _loaded
     config = _Config()
     for name in gin_files:
         _read_file(config, find(name), ())
+    in_files = {selector for _, selector in config.bindings}
     for text in bindings:
         _read_text(config, text, f"--gin '{' '.join(text.split())}'", ())
     _check_macros(config)
+    if gin_files:
+        _check_used(config, in_files)
     _check_types(config)
     import gin
 
@@ -249,6 +167,11 @@ def make(name: str, **overrides: Any) -> Any:
                 raise UserError(f"The config says nothing of {name}: it is for another command, or lacks {full}.") from e
             raise UserError(f"{full} has no value: bind it in the config or give --gin.{full}=VALUE.") from e
         raise
+
+
+def bound(name: str) -> bool:
+    """Whether the configuration sets a parameter of the configurable `name`."""
+    return any(selector == name for _, selector in _loaded.bindings)
 
 
 def macro(name: str, default: Any = None) -> Any:
@@ -369,7 +292,7 @@ def _import(config: _Config, item: Any, where: str) -> None:
 def _bind(config: _Config, item: Any, where: str) -> None:
     for part in _parts(item.value):
         if isinstance(part, _Reference):
-            _lookup(config, part.name.rpartition("/")[2], where)
+            _lookup(config, part.selector, where)
         elif part.name != REQUIRED:
             config.used_macros.setdefault(part.name, where)
     if not item.arg_name:
@@ -412,6 +335,25 @@ def _check_macros(config: _Config) -> None:
             raise UserError(f"{name} has no value and this configuration requires one: give --gin.{name}=VALUE.")
 
 
+def _values(config: _Config) -> Iterable[Any]:
+    yield from config.macros.values()
+    for own in config.bindings.values():
+        yield from own.values()
+
+
+def _check_used(config: _Config, in_files: set[str]) -> None:
+    """Refuses bindings of the command line to what neither the files nor they themselves use: they would do nothing. In
+    files it may stand: another file may have replaced a method whose parameters are still bound."""
+    parts = [part for value in _values(config) for part in _parts(value) if isinstance(part, _Reference)]
+    used = {_lookup(config, part.selector, "").selector for part in parts}
+    for (scope, selector), own in config.bindings.items():
+        if selector in CONFIGURABLES and selector not in in_files | used:
+            where = config.places[_key(scope, selector, next(iter(own)))]
+            kind = selector.partition(".")[0]
+            near = sorted(name for name in used if "." in selector and name.partition(".")[0] == kind)
+            raise UserError(f"{where}nothing in this configuration uses {selector}." + f" It has {', '.join(near)}." * bool(near))
+
+
 def _followed(config: _Config, value: Any, default: Any = None) -> tuple[Any, str]:
     """What a macro stands for in the end, and the name of the last macro on the way ("" where there was none)."""
     seen: list[str] = []
@@ -425,7 +367,8 @@ _KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: 
 
 
 def _check_types(config: _Config) -> None:
-    """Refuses plain values that a parameter annotated as number, text or truth value cannot be."""
+    """Refuses plain values that a parameter annotated as number, text or truth value cannot be, and a class where an
+    object of it belongs."""
     for (scope, selector), own in config.bindings.items():
         annotations = _annotations(config.configurables[selector].target)
         for parameter, written in own.items():
@@ -433,6 +376,11 @@ def _check_types(config: _Config) -> None:
             annotation = annotations.get(parameter)
             union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
             allowed = typing.get_args(annotation) if union else (annotation,)
+            if isinstance(value, _Reference) and not value.called:
+                target = config.configurables[value.selector].target
+                if inspect.isclass(target) and any(kind in target.__mro__[:-1] for kind in allowed):
+                    key = _key(scope, selector, parameter)
+                    raise UserError(f"{config.places[through or key]}{key} is the class itself; write {value}().")
             if isinstance(value, (_Reference, _Macro)) or not set(allowed) <= set(_KINDS):
                 continue
             if type(value) in allowed or (type(value) is int and float in allowed):

@@ -147,7 +147,8 @@ def test_replicas_lie_whole_on_a_slice():
     assert mesh.shape == {"replica": 4, "data": 1, "fsdp": 1, "model": 2}
     assert [{d.slice_index for d in replica.flat} for replica in mesh.devices] == [{0}, {0}, {1}, {1}]
     with pytest.raises(UserError, match="Mesh.replica is 1, but the devices are 2 slices; give a multiple of 2"):
-        Mesh().build(devices)
+        Mesh(replica=1).build(devices)
+    assert Mesh(model=2).build(devices).shape == {"replica": 2, "data": 2, "fsdp": 1, "model": 2}
 
 
 @pytest.mark.skipif(not chips.installed(), reason="needs libtpu: pip install -e '.[tpu]'")
@@ -176,8 +177,8 @@ def test_every_parameter_divides_over_its_preset(preset):
     for size in sizes:
         config.load([f"models/t5_1_1_{size}.gin", f"slices/{preset}.gin"])
         wanted, model = config.make("Mesh"), config.make("T5Config")
-        data = count // (wanted.replica * wanted.fsdp * wanted.model)
-        mesh = jax.sharding.AbstractMesh((wanted.replica, data, wanted.fsdp, wanted.model), partitioning.MESH_AXES)
+        data = count // (wanted.fsdp * wanted.model)
+        mesh = jax.sharding.AbstractMesh((1, data, wanted.fsdp, wanted.model), partitioning.MESH_AXES)
         assert mesh.size == count
         shapes = backbone_shapes(dataclasses.replace(model, remat_policy="none"))
         placed = partitioning.param_shardings(shapes, Full(), mesh)

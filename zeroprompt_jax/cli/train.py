@@ -4,6 +4,17 @@ import argparse
 
 from zeroprompt_jax import config
 from zeroprompt_jax.cli import runs
+from zeroprompt_jax.errors import UserError
+
+# Their experiments are parts of them, and their folder is not a run's.
+STUDIES = {
+    "AdaptationStudy": "adapt",
+    "Comparison": "compare",
+    "EntailmentStudy": "entail",
+    "ScalingStudy": "scale",
+    "PromptSearch": "search",
+    "RecyclingStudy": "recycle --sweep",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config.load(args.gin_file, args.gin_bindings)
+    for study, verb in STUDIES.items():
+        if config.bound(study):
+            raise UserError(f"This config is of a study ({study}), which is run by zeroprompt {verb}.")
     from zeroprompt_jax import experiment
     from zeroprompt_jax.training import partitioning
 

@@ -2,7 +2,7 @@
 
 Every tensor is made row by row. A row is one vector of the finished tensor (a key, a value, a column of a matrix's input
 side, a row of its output side), so `rows` of them, each of one `width`, make the tensor of one slot; a slot is one layer
-of one place (see `places`). To add a kind, subclass `Kind` and give it a line in config.CONFIGURABLES.
+of one place (see `places`). To add a kind, subclass `Kind` and give it a line in configurables.CONFIGURABLES.
 """
 
 import abc

@@ -44,7 +44,7 @@ RULES = (
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Sizes of the mesh axes. `data` None takes the devices that the others leave.
+    """Sizes of the mesh axes. `data` None takes the devices that the others leave, `replica` None one for each TPU slice.
 
     `model` shards layers, `fsdp` parameters and rows, `data` and `replica` rows alone. Of several TPU slices each holds
     whole replicas, so that only gradients cross the network between them: `replica` is a multiple of their number.
@@ -53,7 +53,7 @@ class Mesh:
     data: int | None = None
     fsdp: int = 1
     model: int = 1
-    replica: int = 1
+    replica: int | None = None
 
     def __post_init__(self):
         for name in MESH_AXES:
@@ -76,24 +76,25 @@ class Mesh:
     def build(self, devices: list | None = None) -> jax.sharding.Mesh:
         """The device mesh, with Auto axes: Flax's logical constraints are hints to XLA, not assertions."""
         devices = jax.devices() if devices is None else devices
-        rest = self.replica * self.fsdp * self.model
+        slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+        replica = slices if self.replica is None else self.replica
+        rest = replica * self.fsdp * self.model
         data = self.data if self.data is not None else len(devices) // rest
-        sizes = dict(zip(MESH_AXES, (self.replica, data, self.fsdp, self.model)))
+        sizes = dict(zip(MESH_AXES, (replica, data, self.fsdp, self.model)))
         if data * rest != len(devices) or data < 1:
             raise UserError(
                 f"Mesh {_product(sizes, MESH_AXES)} needs {max(data, 1) * rest} devices; there are {len(devices)}."
             )
-        slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
         # Axes share a dimension of the torus where they must: of 4 x 4 x 4 chips there is no other way to have two.
         if slices == 1:
             placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
-        elif self.replica % slices:
+        elif replica % slices:
             raise UserError(
-                f"Mesh.replica is {self.replica}, but the devices are {slices} slices; give a multiple of {slices}, so "
+                f"Mesh.replica is {replica}, but the devices are {slices} slices; give a multiple of {slices}, so "
                 f"that only gradients pass between slices."
             )
         else:
-            inside = (self.replica // slices, data, self.fsdp, self.model)
+            inside = (replica // slices, data, self.fsdp, self.model)
             placed = mesh_utils.create_hybrid_device_mesh(
                 inside, (slices, 1, 1, 1), devices, allow_split_physical_axes=True
             )
@@ -121,7 +122,8 @@ def split_cpu(mesh: Mesh, *batch_sizes: int) -> None:
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or jax.config.jax_num_cpu_devices > 0:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    rest, rows = mesh.replica * mesh.fsdp * mesh.model, mesh.replica * mesh.fsdp
+    rows = (mesh.replica or 1) * mesh.fsdp
+    rest = rows * mesh.model
     fits = (n for n in range(max(cores // rest, 1), 1, -1) if not any(size % (n * rows) for size in batch_sizes))
     wanted = mesh.data or next(fits, 1)
     with contextlib.suppress(RuntimeError):  # JAX is in use and keeps the devices it has
