@@ -334,7 +334,7 @@ def test_mistakes_are_one_sentence(run, capsys, argv, sentence):
 
 def test_infer_answers_files_and_tasks_alike(run, home, capsys):
     rows = [{"input": str(7 * i + 101), "task": task} for task in ("toy_first", "toy_odd") for i in range(6)]
-    rows = [{**row, "options": ["True", "False"]} if row["task"] == "toy_odd" else row for row in rows]
+    rows[6:9] = [{**row, "options": ["True", "False"]} for row in rows[6:9]]  # the others are given the task's
     (home / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (home / "a.tsv").write_text("input\ttask\toptions\n" + "".join(
         "\t".join([row["input"], row["task"], "|".join(row.get("options", []))]) + "\n" for row in rows
@@ -439,6 +439,40 @@ def test_prompt_tuning_saves_a_prompt_and_leaves_the_backbone(run, home, capsys)
     assert list(checkpoint.saved_shapes(checkpoint.find("prompted"))) == ["method/prompt"]
     start = experiment.build_model(prompted).params["method/prompt"]
     assert not np.array_equal(start, model.params["method/prompt"])
+
+
+@pytest.mark.slow
+def test_tasks_that_only_seqio_knows_are_trained_answered_and_exported(home, capsys):
+    pytest.importorskip("seqio")
+    (home / "seqio_toys.py").write_text(textwrap.dedent("""
+        import seqio
+        import tensorflow as tf
+        from zeroprompt_jax.data.vocabulary import load_vocabulary
+
+        def examples(split, shuffle_files=False, seed=None):
+            numbers = [str(i) for i in range(100, 120)]
+            return tf.data.Dataset.from_tensor_slices({"inputs": numbers, "targets": [n[-1] for n in numbers]})
+
+        features = {name: seqio.Feature(load_vocabulary("bytes").to_seqio()) for name in ("inputs", "targets")}
+        steps = [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos]
+        source = seqio.FunctionDataSource(examples, splits=["train", "test"])
+        for name in ("seqio_last", "seqio_other"):
+            seqio.TaskRegistry.add(name, source, preprocessors=steps, output_features=features)
+        seqio.MixtureRegistry.add("seqio_both", ["seqio_last", "seqio_other"], default_rate=1.0)
+    """))
+    given = ["--gin.Experiment.method=@methods.Prompt()", "--gin.methods.Prompt.length=2", "--gin.methods.Prompt.per_task=True"]
+    given += ["--gin.Data.mixture=seqio_both", "--gin.Data.modules=['seqio_toys']", "--gin.TRAIN_STEPS=2"]
+    given += ["--gin.Data.evaluation={'last': 'seqio_last'}", "--gin.Train.initial_checkpoint_path=None"]
+    assert cli.main(arguments("from_seqio", *given)) == 0
+    assert cli.main(["infer", "--model_dir=from_seqio", "--task=seqio_last", "--output=from_seqio.jsonl"]) == 0
+    answered = [json.loads(line) for line in (home / "from_seqio.jsonl").read_text().splitlines()]
+    assert len(answered) == 20 and answered[7]["input"] == "107" and answered[7]["references"] == ["7"]
+    evaluated = (home / "from_seqio" / "predictions.jsonl").read_text().splitlines()
+    assert {row["input"]: row["prediction"] for row in answered}.items() >= {
+        row["input"]: row["prediction"] for row in map(json.loads, evaluated)}.items()
+    assert cli.main(["export", "--model_dir=from_seqio", "--task=seqio_other", "--output=other.safetensors"]) == 0
+    assert "Did you mean 'seqio_last'?" in mistake(
+        capsys, "infer", "--model_dir=from_seqio", "--task=seqio_lst", "--output=no.jsonl")
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from zeroprompt_jax.data import cards, wordings
+from zeroprompt_jax.data import cards, tokenise, wordings
 from zeroprompt_jax.data.vocabulary import load_vocabulary
 from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.evaluation import infer
@@ -25,13 +25,15 @@ def predictor(
     if jax.process_count() > 1:
         raise UserError(f"Answering texts needs one process; this run has {jax.process_count()}.")
     experiment.data.register(modules)
+    vocabulary = load_vocabulary(experiment.data.vocabulary)
     return Predictor(
         experiment.model,
         restore(experiment, checkpoint_path).variables,
         experiment.method,
-        load_vocabulary(experiment.data.vocabulary),
+        vocabulary,
         experiment.data.features(),
-        instructions=lambda name: cards.card(name).instructions[0],
+        instructions=lambda name: tokenise.find(name, vocabulary)[0].instructions[0],
+        options=lambda name: tokenise.find(name, vocabulary)[0].options,
         task_ids=task_ids(experiment),
         **keeping,
     )
@@ -51,24 +53,26 @@ def infer_run(
     """Answers the rows of a file, or the examples of a task, into a JSONL file. Returns how many were answered now.
     made: answers instead of the run's own model. keeping: as of `predictor`."""
     experiment.data.register(modules)
+    vocabulary = load_vocabulary(experiment.data.vocabulary)
     if input is not None:
         rows = infer.read_rows(input)
     else:
-        card, source = cards.card(task), cards.source(task)
+        card, source = tokenise.find(task, vocabulary)
         if split not in source.splits:
             raise unknown(f"split of task '{task}'", split, source.splits)
         examples = list(source.examples(split))
         rendered = [cards.render(card, example, experiment.data.option_seed) for example in examples]
         rows = [{"task": task, "input": r.input, "references": r.references} for r in rendered]
-        rows = [{**row, "options": r.options} if r.options else row for row, r in zip(rows, rendered)]
+        if experiment.evaluate.rank_options:
+            rows = [{**row, "options": r.options} if r.options else row for row, r in zip(rows, rendered)]
     for name in dict.fromkeys(row.get("task", task) for row in rows):
         if name is not None and made is None:
-            _check_instructions(name)  # a mistake is told before the model is loaded
+            _check_instructions(*tokenise.find(name, vocabulary))  # a mistake is told before the model is loaded
     made = made or predictor(experiment, checkpoint_path, **keeping)
     if input is None and not cards.cut_at_end(card):
         fitted = (_fitted(made, card, example, r.options) for example, r in zip(examples, rendered))
         rows = [{**row, "input": text} for row, text in zip(rows, fitted)]
-    count = infer.infer(made, rows, output, task=task, strategy=experiment.evaluate.strategy)
+    count = infer.infer(made, rows, output, task=task, settings=experiment.evaluate)
     if count and made.method.reads_instructions and made.features.instructions:
         print(f"Modules: {made.modules}.", file=sys.stderr)
     return count
@@ -81,9 +85,8 @@ def _fitted(made: Predictor, card: cards.TaskCard, example: Mapping[str, Any], o
     return wordings.fill(card, "", example, options, v, f.inputs - len(v.join(before, [0])))
 
 
-def _check_instructions(task: str) -> None:
-    """Raises UserError for an unknown task, and for one whose examples bring their own instructions."""
-    card, source = cards.card(task), cards.source(task)
+def _check_instructions(card: cards.TaskCard, source: cards.Source) -> None:
+    """Raises UserError for a task whose examples bring their own instructions."""
     first = next(iter(source.examples(source.splits[0])), None) if card.instructions == ("",) else None
     if first is not None and cards.render(card, first).instruction:
-        raise UserError(f"The examples of task '{task}' bring their own instructions, which only evaluation reads.")
+        raise UserError(f"The examples of task '{card.name}' bring their own instructions, which only evaluation reads.")

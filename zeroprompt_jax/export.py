@@ -10,7 +10,7 @@ from typing import Any
 import flax.traverse_util
 import jax
 
-from zeroprompt_jax.data import cards
+from zeroprompt_jax.data import tokenise
 from zeroprompt_jax.data.batches import Features
 from zeroprompt_jax.data.vocabulary import load_vocabulary
 from zeroprompt_jax.errors import UserError, unknown
@@ -99,14 +99,15 @@ def trained_tasks(
     # Where one prompt serves all tasks, it serves tasks that it was not trained on too.
     if wrong := [name for name in names if places is not None and name not in places]:
         raise unknown("trained task", wrong[0], places)
-    own = [cards.card(name) for name in names]
+    vocabulary = load_vocabulary(experiment.data.vocabulary)
+    own = [tokenise.find(name, vocabulary)[0] for name in names]
     model = restore(experiment, checkpoint_path)
     if trained := [path for path in model.params if path.startswith("backbone/")]:
         raise UserError(
             f"The method {type(method).__name__} trains the backbone itself ({trained[0]}, …): its tasks cannot be handed "
             f"on without it."
         )
-    home, vocabulary = fingerprint(model.variables["backbone"]), load_vocabulary(experiment.data.vocabulary)
+    home = fingerprint(model.variables["backbone"])
     for name, card in zip(names, own):
         made = task_file.slice_of(method, model.variables["method"], places[name] if places else 0)
         yield TaskFile(
@@ -152,6 +153,7 @@ def predictor(
         vocabulary,
         Features(**files[0].features),
         instructions={file.task: file.card["instructions"][0] for file in files},
+        options={file.task: file.card["options"] for file in files},
         task_ids={name: place for place, name in enumerate(names)},
     )
 

@@ -5,23 +5,29 @@ import json
 import pytest
 
 from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.evaluation.evaluate import Evaluate
 from zeroprompt_jax.evaluation.infer import infer, read_rows
 from zeroprompt_jax.evaluation.predict import Prediction
 
 
 class Shouting:
-    """Answers a text with itself in capitals; prefers the longest option."""
+    """Answers a text with itself in capitals, and a seed other than 0; prefers the longest option, or by normalised
+    length the shortest. The task `closed` has options."""
 
     def __init__(self):
         self.seen = []
 
-    def predict(self, texts, tasks, strategy):
+    def predict(self, texts, tasks, strategy, seed):
         self.seen += zip(texts, tasks)
-        return [Prediction(text.upper(), -float(len(text))) for text in texts]
+        return [Prediction(text.upper() + str(seed or ""), -float(len(text))) for text in texts]
 
-    def score(self, texts, options, tasks):
+    def score(self, texts, options, tasks, length_normalised):
         self.seen += zip(texts, tasks)
-        return [[float(len(option)) for option in row] for row in options]
+        sign = -1.0 if length_normalised else 1.0
+        return [[sign * len(option) for option in row] for row in options]
+
+    def options_of(self, name):
+        return ("up", "down") if name == "closed" else ()
 
 
 ROWS = [{"input": f"text {i}", "id": i} for i in range(10)]
@@ -53,6 +59,19 @@ def test_answers_are_in_order_with_their_rows(tmp_path, chunk):
             assert answer["prediction"] == row["input"].upper() and answer["score"] == -len(row["input"])
             assert "scores" not in answer
     assert sorted(predictor.seen) == sorted((row["input"], row.get("task", "given")) for row in ROWS)
+
+
+def test_rows_are_answered_as_evaluation_does_it(tmp_path):
+    rows = [{"input": "a", "task": "closed"}, {"input": "b", "task": "closed", "options": ["x", "yz"]}, {"input": "c"}]
+
+    def answers(name, **settings):
+        run(rows, tmp_path / name, settings=Evaluate(**settings))
+        return [row["prediction"] for row in read(tmp_path / name)]
+
+    assert answers("as_it_is") == ["down", "yz", "C"]
+    assert answers("normalised", length_normalised=True) == ["up", "x", "C"]
+    assert answers("free", rank_options=False, seed=3) == ["A3", "yz", "C3"]  # a row's own list is a wish
+    assert "options" not in read(tmp_path / "as_it_is")[0] and "scores" in read(tmp_path / "as_it_is")[0]
 
 
 def test_resuming_after_any_truncation_gives_the_same_file(tmp_path):

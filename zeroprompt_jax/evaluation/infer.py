@@ -9,8 +9,8 @@ from typing import Any
 import tqdm
 
 from zeroprompt_jax.errors import UserError, nearest
+from zeroprompt_jax.evaluation.evaluate import Evaluate
 from zeroprompt_jax.evaluation.predict import Predictor
-from zeroprompt_jax.models import decoding
 
 FIELDS = ("input", "task", "options")
 ANSWERS = ("prediction", "score", "scores")
@@ -89,15 +89,17 @@ def infer(
     output: str | Path,
     *,
     task: str | None = None,
-    strategy: decoding.Strategy = decoding.Greedy(),
+    settings: Evaluate = Evaluate(),
     chunk: int = 1024,
     progress: bool = True,
 ) -> int:
-    """Answers every row and writes it, with its fields, `prediction` and `score`, and `scores` per option where it has
-    options. Returns the number of rows answered now; those that `output` already holds are not answered again.
+    """Answers every row and writes it, with its fields, `prediction` and `score`, and `scores` per option where one of
+    listed options was chosen. Returns the number of rows answered now; those that `output` already holds are not answered
+    again.
 
     Args:
       task: of rows that name none.
+      settings: how, as evaluation does it: a row that lists no options is given its task's, unless `rank_options` is False.
       chunk: rows answered and written at a time.
 
     Raises:
@@ -106,16 +108,19 @@ def infer(
 
     def answer(part: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         answers: list[dict[str, Any]] = [{}] * len(part)
-        free = [i for i, row in enumerate(part) if not row.get("options")]
-        listed = [i for i, row in enumerate(part) if row.get("options")]
         tasks = [row.get("task", task) for row in part]
+        own = {name: predictor.options_of(name) for name in set(tasks) if name is not None and settings.rank_options}
+        choices = [row.get("options") or own.get(name, ()) for row, name in zip(part, tasks)]
+        free = [i for i, names in enumerate(choices) if not names]
+        listed = [i for i, names in enumerate(choices) if names]
         if free:
-            found = predictor.predict([part[i]["input"] for i in free], [tasks[i] for i in free], strategy)
+            texts, named = [part[i]["input"] for i in free], [tasks[i] for i in free]
+            found = predictor.predict(texts, named, settings.strategy, seed=settings.seed)
             for i, p in zip(free, found):
                 answers[i] = {"prediction": p.text, "score": p.score}
         if listed:
-            options = [part[i]["options"] for i in listed]
-            found = predictor.score([part[i]["input"] for i in listed], options, [tasks[i] for i in listed])
+            texts, named, options = zip(*((part[i]["input"], tasks[i], choices[i]) for i in listed))
+            found = predictor.score(texts, options, named, settings.length_normalised)
             for i, names, scores in zip(listed, options, found):
                 best = max(range(len(names)), key=lambda o: scores[o])
                 answers[i] = {"prediction": names[best], "score": scores[best], "scores": scores}

@@ -45,6 +45,7 @@ class Predictor:
       features: token lengths; of an input only what follows the instruction is ever cut to fit.
       instructions: task name to its instruction text, as a mapping or a function. A function raises LookupError or
         UserError for a task it does not know.
+      options: task name to its answer options, in the same ways; none for a task that a mapping does not have.
       task_ids: task name to its place, or places, in the method's banks, for methods that keep something per task.
       batch_size: most rows at a time.
       module_store: for a method that reads instructions, the folder that keeps what it makes of them, one file per task,
@@ -61,6 +62,7 @@ class Predictor:
     vocabulary: Any
     features: Features
     instructions: Mapping[str, str] | Callable[[str], str] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Sequence[str]] | Callable[[str], Sequence[str]] = dataclasses.field(default_factory=dict)
     task_ids: Mapping[str, Any] | None = None
     batch_size: int = 64
     module_store: str | None = None
@@ -196,6 +198,10 @@ class Predictor:
             return self.instructions(name)
         except LookupError:
             raise unknown("task", name, self.task_ids or ()) from None
+
+    def options_of(self, name: str) -> Sequence[str]:
+        """A task's answer options; none where its answers are free or its examples bring their own."""
+        return self.options.get(name, ()) if isinstance(self.options, Mapping) else self.options(name)
 
     def _rows(self, texts: Sequence[str], tasks) -> tuple[list[dict[str, np.ndarray]], list[str | None]]:
         """Each text's token ids by feature, unpadded, EOS included; and each text's task."""
