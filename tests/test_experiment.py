@@ -396,6 +396,9 @@ def test_mistakes_in_a_new_run(run, home, capsys):
     assert "Did you mean 'toy_train'?" in mistake(capsys, *arguments("bad_name", "--gin.Data.mixture=toy_trian"))
     sentence = mistake(capsys, *arguments("bad_metric", "--gin.Data.evaluation={'one': 'toy_misspelt'}"))
     assert sentence == "Unknown metric 'exact_macth'. Did you mean 'exact_match'?"
+    few = ["--gin.Data.mixture=toy_parity@8.0", "--gin.Data.evaluation={'one': 'toy_parity'}", "--gin.Experiment.method=@methods.Prompt()"]
+    sentence = mistake(capsys, *arguments("bad_place", *few, "--gin.methods.Prompt.per_task=True"))
+    assert sentence == "Unknown trained task 'toy_parity'. Did you mean 'toy_parity@8.0'?"
     assert not (home / "bad_metric" / "metrics.jsonl").exists()  # it is said before training
     # A mistake is no run: the corrected command will not be refused.
     assert not (home / "bad_size" / "config.gin").exists() and not (home / "bad_path" / "config.gin").exists()

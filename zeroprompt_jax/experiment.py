@@ -19,8 +19,8 @@ from zeroprompt_jax.data.pipeline import Data
 from zeroprompt_jax.data.store import Store
 from zeroprompt_jax.data.vocabulary import Vocabulary, load_vocabulary
 from zeroprompt_jax.errors import PeerLost, UserError
-from zeroprompt_jax.evaluation import metrics, report
-from zeroprompt_jax.evaluation.evaluate import Evaluate, Evaluation, evaluate
+from zeroprompt_jax.evaluation import report
+from zeroprompt_jax.evaluation.evaluate import Evaluate, Evaluation, evaluate, tested
 from zeroprompt_jax.methods import initialisers
 from zeroprompt_jax.methods.bank import Bank
 from zeroprompt_jax.methods.base import Method, Run, Setting
@@ -308,7 +308,6 @@ def _train(experiment: Experiment, config_text: str, title: str, goodput: Goodpu
     check_vocabulary(experiment, vocabulary)
     stream = experiment.data.stream(store, settings.batch_size)
     groups = experiment.data.groups()
-    metrics.check(name for tasks in groups.values() for task in tasks for name in store.card(task).metrics)
     fill = stream.fill()
     _say_tasks(experiment, store, groups, round(settings.steps * settings.batch_size * fill["examples_per_row"]))
     if stream.batching != "padded":
@@ -318,6 +317,8 @@ def _train(experiment: Experiment, config_text: str, title: str, goodput: Goodpu
         )
 
     places = task_ids(experiment)
+    if groups:  # mistakes show before training
+        tested(store, groups, "test", experiment.data.features(), experiment.evaluate, places)
     trained_tasks = list(experiment.data.training())  # the first in the store, in this order
     checkpointer = checkpoint.Checkpointer(settings.model_dir, settings.keep, () if places is None else trained_tasks)
     model = build_model(experiment, trained=checkpointer.latest() is not None)
@@ -378,7 +379,7 @@ def _train(experiment: Experiment, config_text: str, title: str, goodput: Goodpu
     during = dataclasses.replace(experiment.evaluate, control=False)
     sharding = partitioning.batch_sharding(mesh)
     mine = partitioning.local_rows(sharding, settings.batch_size)
-    log, lost = Metrics(settings.model_dir, int(state.step)), False
+    metrics, lost = Metrics(settings.model_dir, int(state.step)), False
     try:
         with partitioning.activate(mesh):
             state, seconds = fit(
@@ -388,7 +389,7 @@ def _train(experiment: Experiment, config_text: str, title: str, goodput: Goodpu
                 step,
                 make_batch,
                 checkpointer,
-                log,
+                metrics,
                 record=record,
                 evaluate=(lambda state: scores(state, during, False).summary()) if groups else None,
                 tasks_of=lambda n: [task for task, *_ in stream.drawn(n)],
@@ -403,7 +404,7 @@ def _train(experiment: Experiment, config_text: str, title: str, goodput: Goodpu
             return None
         with goodput.spend("eval"):
             evaluation = scores(state, experiment.evaluate, first, root / "predictions.jsonl")
-        log.write(settings.steps, {**evaluation.summary(), "final": True})
+        metrics.write(settings.steps, {**evaluation.summary(), "final": True})
     except Exception as e:
         if lost := distributed.is_loss(e):
             saved = checkpointer.kept()
@@ -411,7 +412,7 @@ def _train(experiment: Experiment, config_text: str, title: str, goodput: Goodpu
             raise PeerLost(f"{distributed.loss(e)}; {kept}, and the same command, on all, goes on.") from e
         raise
     finally:
-        log.close()
+        metrics.close()
         if not lost:  # closing waits for the other processes
             checkpointer.close()
     if not first:

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import zlib
@@ -122,6 +123,43 @@ def _row(group: str, type: str, results: Sequence[Mapping[str, Any]]) -> report.
     )
 
 
+def tested(
+    store, groups: Mapping[str, Sequence[str]], split: str, features: Features, settings: Evaluate, task_ids=None
+) -> EvalSet:
+    """The examples that `evaluate` would answer.
+
+    Raises:
+      UserError: a task has no place in the banks, is not cached or has no examples, or a metric is unknown or does not
+        fit its task.
+    """
+    tasks = list(dict.fromkeys(itertools.chain(*groups.values())))
+    if task_ids is not None:
+        for task in tasks:
+            if task not in task_ids:
+                raise unknown("trained task", task, task_ids)
+    cards = {task: store.card(task) for task in tasks}
+    for card in cards.values():
+        metrics.check(card.metrics)
+    found = _set(store, tasks, split, features, settings, settings.wordings)
+    for example in found.examples:
+        if "auc" in cards[example.task].metrics and not example.options:
+            raise UserError(f"Task '{example.task}' has the metric auc, but its examples list no answer options.")
+    for task in (task for task in tasks if "f1" in cards[task].metrics):
+        orders = {tuple(example.options) for example in found.examples if example.task == task}
+        if len(orders) > 1 or any(len(order) != 2 for order in orders):
+            shuffled = {len(order) for order in orders} == {2} and len(set(map(frozenset, orders))) == 1
+            raise UserError(
+                f"Task '{task}' has the metric f1, of the second of two answer options, but its examples do not all list "
+                f"the same two in one order; {'leave Data.option_seed unset' if shuffled else 'give it macro_f1'}."
+            )
+    return found
+
+
+def _set(store, tasks: Sequence[str], split: str, features: Features, settings: Evaluate, wordings: str) -> EvalSet:
+    cut = {"max_examples": settings.max_examples_per_task, "seed": settings.seed}
+    return EvalSet(store, tasks, split, features, wordings=wordings, **cut)
+
+
 def evaluate(
     variables: Variables,
     config: T5Config,
@@ -157,36 +195,15 @@ def evaluate(
       trained: the tasks that the model was trained on, whose labels are counted.
 
     Raises:
-      UserError: a task has no place in the banks, is not cached or has no examples, a metric is unknown or does not fit
-        its task, or the batch does not divide the mesh.
+      UserError: as `tested`, or the batch does not divide the mesh.
     """
-    tasks = list(dict.fromkeys(task for names in groups.values() for task in names))
-    if task_ids is not None:
-        for task in tasks:
-            if task not in task_ids:
-                raise unknown("trained task", task, task_ids)
+    sets = [tested(store, groups, split, features, settings, task_ids)]
+    tasks, examples = list(dict.fromkeys(itertools.chain(*groups.values()))), sets[0].examples
     cards = {task: store.card(task) for task in tasks}
-    for card in cards.values():
-        metrics.check(card.metrics)
-    kinds = [settings.wordings]
     instructed = features.instruct_inputs or features.instructions
     worded = [task for task in tasks if not store.brings_own(task)]
     if settings.control and instructed and len(worded) != 1 and settings.wordings != "shuffled":
-        kinds.append("shuffled")
-    cut = {"max_examples": settings.max_examples_per_task, "seed": settings.seed}
-    sets = [EvalSet(store, tasks, split, features, wordings=kind, **cut) for kind in kinds]
-    examples = sets[0].examples
-    for example in examples:
-        if "auc" in cards[example.task].metrics and not example.options:
-            raise UserError(f"Task '{example.task}' has the metric auc, but its examples list no answer options.")
-    for task in (task for task in tasks if "f1" in cards[task].metrics):
-        orders = {tuple(example.options) for example in examples if example.task == task}
-        if len(orders) > 1 or any(len(order) != 2 for order in orders):
-            shuffled = {len(order) for order in orders} == {2} and len(set(map(frozenset, orders))) == 1
-            raise UserError(
-                f"Task '{task}' has the metric f1, of the second of two answer options, but its examples do not all list "
-                f"the same two in one order; {'leave Data.option_seed unset' if shuffled else 'give it macro_f1'}."
-            )
+        sets.append(_set(store, tasks, split, features, settings, "shuffled"))
     total, done = sum(map(len, sets)), 0
     runs = []
     for data in sets:
@@ -207,7 +224,7 @@ def evaluate(
         by_wording = collections.defaultdict(list)
         for place, example in enumerate(mine):
             by_wording[example.wording].append(place)
-        key = (store.fingerprint(task), split, *cut.values(), first[0])
+        key = (store.fingerprint(task), split, settings.max_examples_per_task, settings.seed, first[0])
         if key not in _BASELINES:
             _BASELINES[key] = baseline(first[0], mine)
         scored[task] = {
