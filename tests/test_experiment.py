@@ -396,6 +396,9 @@ def test_mistakes_in_a_new_run(run, home, capsys):
     assert "Did you mean 'toy_train'?" in mistake(capsys, *arguments("bad_name", "--gin.Data.mixture=toy_trian"))
     sentence = mistake(capsys, *arguments("bad_metric", "--gin.Data.evaluation={'one': 'toy_misspelt'}"))
     assert sentence == "Unknown metric 'exact_macth'. Did you mean 'exact_match'?"
+    tiny = ["--gin_file=models/t5_tiny.gin", "--gin.Train.initial_checkpoint_path=packaged:t5_tiny"]
+    sentence = mistake(capsys, *arguments("bad_pair", *tiny))
+    assert sentence.startswith("Data.vocabulary is 'bytes', but the model in 'packaged:t5_tiny' has another: set it to 'p")
     few = ["--gin.Data.mixture=toy_parity@8.0", "--gin.Data.evaluation={'one': 'toy_parity'}", "--gin.Experiment.method=@methods.Prompt()"]
     sentence = mistake(capsys, *arguments("bad_place", *few, "--gin.methods.Prompt.per_task=True"))
     assert sentence == "Unknown trained task 'toy_parity'. Did you mean 'toy_parity@8.0'?"

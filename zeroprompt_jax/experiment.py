@@ -211,14 +211,23 @@ def check_vocabulary(experiment: Experiment, vocabulary: Vocabulary) -> None:
 
 
 def check_pretrained(experiment: Experiment) -> None:
-    """Raises UserError where `initial_checkpoint_path` holds a model that computes otherwise than T5Config says: shapes
-    alone would not tell."""
+    """Raises UserError where `initial_checkpoint_path` holds a model that computes otherwise than T5Config says, or whose
+    embeddings are of another vocabulary: shapes alone would not tell."""
     path = experiment.train.initial_checkpoint_path
     theirs = checkpoint.pretrained_config(path) if path else None
     for name in ("num_heads", "mlp_activations", "logits_via_embedding", "relpos_num_buckets", "relpos_max_distance"):
         if theirs and getattr(experiment.model, name) != getattr(theirs, name):
             ours, given = getattr(experiment.model, name), getattr(theirs, name)
             raise UserError(f"T5Config.{name} is {ours!r}, but the model in '{path}' has {given!r}.")
+    if theirs is None or not re.fullmatch(experiment.train.initial_checkpoint_regex, "backbone/token_embedder/embedding"):
+        return
+    try:
+        beside = load_vocabulary(path)
+    except UserError:  # there is none beside the model
+        return
+    own = load_vocabulary(experiment.data.vocabulary)
+    if own.pieces()[: own.size - own.extra_ids] != beside.pieces()[: beside.size - beside.extra_ids]:
+        raise UserError(f"Data.vocabulary is '{own.spec}', but the model in '{path}' has another: set it to '{path}'.")
 
 
 def check_batching(experiment: Experiment) -> None:

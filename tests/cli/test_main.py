@@ -1,6 +1,7 @@
 """The command line: help without heavy imports, exit codes, one sentence for a mistake."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -102,6 +103,8 @@ def test_gin_flags_reach_the_verb_in_t5x_style(verb):
 
 
 def test_how_a_verb_ends_is_the_exit_code(verb, capsys):
+    from jax.errors import JaxRuntimeError
+
     def raises(error):
         def run(args):
             raise error
@@ -116,6 +119,11 @@ def test_how_a_verb_ends_is_the_exit_code(verb, capsys):
     assert cli.main(["probe"]) == 75 and capsys.readouterr().err == "zeroprompt: It goes on.\n"
     verb.does = raises(KeyboardInterrupt())
     assert cli.main(["probe"]) == 130
+    verb.does = raises(JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17 bytes.\nmore"))
+    assert cli.main(["probe"]) == 2
+    told = capsys.readouterr().err.removeprefix("zeroprompt: interrupted\n")
+    assert told.startswith("zeroprompt: error: A device's memory is not enough (RESOURCE_EXHAUSTED: Out of memory")
+    assert "more" not in told
     verb.does = raises(ZeroDivisionError())  # a defect of ours keeps its traceback
     with pytest.raises(ZeroDivisionError):
         cli.main(["probe"])
@@ -153,3 +161,15 @@ def test_a_verb_of_several_parts(capsys):
     told = capsys.readouterr().err.splitlines()
     assert "Did you mean 'train'?" in told[0] and "bench train has no option '--bach'. Did you mean '--batch'?" in told[1]
     assert "no option '--versus_peft'" in told[2] and "needs --versus_seqio" in told[3]
+
+
+def test_a_platform_that_is_not_there_is_one_sentence():
+    """With the JAX of this machine, in a process of its own."""
+    code = "import sys; from zeroprompt_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    given = [sys.executable, "-c", code, "train", "--gin_file=experiments/quickstart.gin", "--gin.MODEL_DIR=unused"]
+    done = subprocess.run(given, env={**os.environ, "JAX_PLATFORMS": "cuda"}, capture_output=True, text=True)
+    if done.returncode == 0:
+        pytest.skip("this machine has a GPU")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("zeroprompt: error: JAX_PLATFORMS is 'cuda', which JAX cannot use here")
+

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from zeroprompt_jax.data import cards
@@ -89,3 +91,16 @@ def test_rendering():
     ):
         with pytest.raises(UserError, match=message):
             cards.render(c, example)
+
+
+@pytest.mark.parametrize("name", ["glue", "glue/sst2", "glue_train"])
+def test_a_name_of_a_packaged_module_that_is_not_imported_is_told_its_module(name, monkeypatch):
+    monkeypatch.delitem(sys.modules, "zeroprompt_jax.tasks.glue", raising=False)
+    monkeypatch.setattr(cards, "_MIXTURES", {})
+    monkeypatch.setattr(cards, "_TASKS", {})
+    hint = r"zeroprompt_jax.tasks.glue registers such: name it in Data.modules, or by --module=zeroprompt_jax.tasks.glue."
+    if name == "glue_train":
+        hint = "No task or mixture is registered."
+    for wrong in (name, f"{name}@16.0"):
+        with pytest.raises(UserError, match=f"Unknown task or mixture '{name}'. {hint}"):
+            cards.mixture(wrong)

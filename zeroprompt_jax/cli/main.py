@@ -134,6 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as e:
+        if said := _of_platform(e):
+            print(f"zeroprompt: error: {said}", file=sys.stderr)
+            return _leave(2)
         if not _several():
             raise
         from zeroprompt_jax.training import distributed
@@ -143,6 +146,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _leave(75)
         traceback.print_exc()
         return _leave(1)
+
+
+def _of_platform(error: Exception) -> str | None:
+    if "jax" not in sys.modules:
+        return None
+    from zeroprompt_jax.training import platform
+
+    return platform.complaint(error)
 
 
 def _several() -> bool:

@@ -15,7 +15,6 @@ from zeroprompt_jax.data import cards, seqio_bridge
 from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.tasks import p3_names, tfds_source
 
-PACKAGE = "zeroprompt_jax.tasks"
 DIRECTORY_VARIABLE = "ZEROPROMPT_NATURAL_INSTRUCTIONS"
 POOL_TITLES = {"train": "train", "held_out_task": "held-out tasks", "held_out_type": "held-out types"}
 WIDTH = 100
@@ -81,8 +80,8 @@ def load_modules(modules: Sequence[str] | None, directories: Mapping[str, str | 
     # Read by the modules when they are imported, as the environment variables of a user would be.
     os.environ.update({variable: directory for variable, directory in directories.items() if directory})
     if not modules:
-        package = importlib.import_module(PACKAGE)
-        modules = [f"{PACKAGE}.{found.name}" for found in pkgutil.iter_modules(package.__path__)]
+        package = importlib.import_module(cards.PACKAGED)
+        modules = [f"{cards.PACKAGED}.{found.name}" for found in pkgutil.iter_modules(package.__path__)]
     for module in modules:
         try:
             importlib.import_module(module)

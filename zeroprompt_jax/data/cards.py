@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import itertools
 import re
 import string
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -122,6 +124,7 @@ def check(card: TaskCard) -> None:
             bad(field, f"{getattr(card, field)!r} has an unnamed field; write {{input}}, not {{}}")
 
 
+PACKAGED = "zeroprompt_jax.tasks"  # where the packaged task modules are
 OPTIONS = "options"  # the field of the listed options
 LEAST_INPUT = 8  # tokens that an instruction must leave for the input, if the input has them
 
@@ -241,7 +244,7 @@ def _lookup(name: str) -> tuple[TaskCard, Source]:
         return _TASKS[name]
     if (few := few_shot.parse(name)) and few.base in _TASKS and few.single:
         return few_shot.draw(*_TASKS[few.base], few.shots[0], few.seeds[0])
-    raise unknown("task", few.base if few else name, _TASKS)
+    raise unregistered("task", few.base if few else name, _TASKS)
 
 
 def mixture(name: str) -> dict[str, float]:
@@ -254,7 +257,16 @@ def mixture(name: str) -> dict[str, float]:
     if few := few_shot.parse(name):
         base = mixture(few.base)
         return dict(zip(few.names(base), itertools.cycle(base.values())))
-    raise unknown("task or mixture", name, [*_MIXTURES, *_TASKS])
+    raise unregistered("task or mixture", name, [*_MIXTURES, *_TASKS])
+
+
+def unregistered(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that is not registered, which tells a packaged module of its beginning, such as `glue`."""
+    begins = re.match(r"[a-z]\w*", name)
+    module = f"{PACKAGED}.{begins[0]}" if begins else PACKAGED
+    if module == PACKAGED or module in sys.modules or importlib.util.find_spec(module) is None:
+        return unknown(kind, name, known)
+    return UserError(f"Unknown {kind} '{name}'. {module} registers such: name it in Data.modules, or by --module={module}.")
 
 
 def is_task(name: str) -> bool:

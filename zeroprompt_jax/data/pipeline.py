@@ -12,8 +12,6 @@ from zeroprompt_jax.data.store import Store
 from zeroprompt_jax.data.vocabulary import Vocabulary, load_vocabulary
 from zeroprompt_jax.errors import UserError, unknown
 
-PACKAGED = "zeroprompt_jax.tasks"
-
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -91,7 +89,7 @@ class Data:
             except ModuleNotFoundError as e:
                 if e.name is None or not module.startswith(e.name):
                     raise
-                raise UserError(f"There is no task module '{module}'; packaged ones are in {PACKAGED}.") from e
+                raise UserError(f"There is no task module '{module}'; packaged ones are in {cards.PACKAGED}.") from e
 
     def training(self) -> dict[str, float]:
         """Training task to its registered relative rate."""

@@ -188,7 +188,7 @@ def find_mixture(name: str) -> dict[str, float]:
     if name in seqio.TaskRegistry.names():
         return {name: 1.0}
     theirs = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
-    raise unknown("task or mixture", name, [*cards.mixture_names(), *cards.task_names(), *theirs])
+    raise cards.unregistered("task or mixture", name, [*cards.mixture_names(), *cards.task_names(), *theirs])
 
 
 def type_of(name: str) -> str:
