@@ -139,13 +139,13 @@ def test_teachers_are_found_by_name(teachers):
 
 
 @pytest.mark.parametrize("option", ["teachers", "source"])
-def test_a_stage_before_the_one_it_needs_is_told_that_ones_command(option):
+def test_a_stage_before_the_one_it_needs_is_told_that_ones_config(option):
     def missing(path):
         raise UserError(f"No checkpoint at '{path}'.")
 
     early = dataclasses.replace(setting(), run=missing)
-    command = f"zeroprompt train --gin_file=experiments/mpt_{option}.gin --gin.MODEL_DIR=runs/one"
-    words = f"MPT.{option} 'runs/one' must be trained first, as {command} does: No checkpoint at 'runs/one'."
+    trains = f"experiments/mpt_{option}.gin trains one"
+    words = f"MPT.{option} 'runs/one' must be trained first, as {trains}: No checkpoint at 'runs/one'."
     with pytest.raises(UserError, match=f"^{words}$"):
         MPT(length=P, initialiser=Uniform(), **{option: "runs/one"}).init(jax.random.key(0), early)
     assert config.find(f"experiments/mpt_{option}.gin").is_file()

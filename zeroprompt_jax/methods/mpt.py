@@ -201,12 +201,11 @@ class MPT(Bank):
 
 
 def _run(setting: Setting, option: str, path: str, example: str) -> Run:
-    """What the run trained that another stage needs first; `example` is an experiment that trains such a run."""
+    """What the run trained that this stage begins with; `example` is an experiment that trains such a run."""
     try:
         return setting.run(path)
     except UserError as e:
-        first = f"zeroprompt train --gin_file=experiments/{example}.gin --gin.MODEL_DIR={path}"
-        raise UserError(f"MPT.{option} '{path}' must be trained first, as {first} does: {e}") from None
+        raise UserError(f"MPT.{option} '{path}' must be trained first, as experiments/{example}.gin trains one: {e}") from None
 
 
 def _check(params: Mapping[str, Any], wanted: Mapping[str, Sequence[Any]], what: str) -> None:
