@@ -1,3 +1,4 @@
+import contextlib
 import fcntl
 import json
 import os
@@ -6,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -227,6 +229,66 @@ def test_a_second_builder_waits_for_the_first(tmp_path, register, capfd):
     done.join(20)
     assert "waiting" in capfd.readouterr().err
     assert cache.open_store(tmp_path).tasks == tuple(names)
+
+
+def test_a_build_opens_its_own_examples_whatever_comes_next(tmp_path, register, monkeypatch):
+    """A second builder with another recipe waits at the lock, and gets it the moment that the first gives it up."""
+    [name] = register(1)
+    whole = contents(build(tmp_path / "alone", [name]))[name]
+    lock = cache._lock
+
+    @contextlib.contextmanager
+    def followed(directory):
+        with lock(directory):
+            yield
+        monkeypatch.setattr(cache, "_lock", lock)
+        build(directory, [name], max_examples={"train": 2})
+
+    monkeypatch.setattr(cache, "_lock", followed)
+    store = build(tmp_path / "shared", [name])
+    assert contents(store)[name] == whole and len(whole) == 12
+    assert contents(cache.open_store(tmp_path / "shared"))[name] == whole[:2]  # the second did replace it
+
+
+def test_examples_of_another_recipe_are_refused(tmp_path, register):
+    """Where the index says that they are ours, and the shard that they are not."""
+    [name] = register(1)
+    build(tmp_path, [name])
+    index = json.loads((tmp_path / "index.json").read_text())
+    build(tmp_path, [name], max_examples={"train": 2})
+    other = json.loads((tmp_path / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps({**other, "prints": index["prints"]}))
+    with pytest.raises(UserError, match="holds 'pick_0' as another run wants it"):
+        build(tmp_path, [name])
+
+
+def test_a_complete_cache_is_read_without_writing(tmp_path, register):
+    """Of another user: nothing can be made in it, not even its lock, which someone may hold."""
+    names = register(3)
+    whole = contents(build(tmp_path, names))
+    (tmp_path / ".lock").unlink()
+    (tmp_path / ".lock").mkdir()  # fails to open for writing, for root too
+    before = sorted(tmp_path.iterdir())
+    assert contents(build(tmp_path, names[:2])) == {name: whole[name] for name in names[:2]}
+    assert sorted(tmp_path.iterdir()) == before
+    with pytest.raises(UserError, match="does not hold all of this run's tasks .* cannot be written") as e:
+        build(tmp_path, names, max_examples={"train": 2})
+    assert str(e.value).count(". ") == 0 and str(tmp_path) in str(e.value)
+
+
+def test_only_shards_of_the_asked_tasks_are_read(tmp_path, register, monkeypatch):
+    monkeypatch.setattr(cache, "_SHARD_TASKS", 1)
+    names = register(3)
+    build(tmp_path, names[:2])
+    index = json.loads((tmp_path / "index.json").read_text())
+    read = []
+    for module in (cache, shards):
+        monkeypatch.setattr(module, "checksum", lambda path: read.append(path.name) or zlib.crc32(path.read_bytes()))
+    build(tmp_path, names[:1])
+    assert read == [index["tasks"][names[0]]]
+    read.clear()
+    build(tmp_path, names[1:])
+    assert read == [index["tasks"][names[1]]]
 
 
 def test_a_reader_survives_a_rebuild(tmp_path, register):

@@ -86,8 +86,10 @@ def build(
         raise UserError(f"Cache directory {directory} cannot be made: {e.strerror}.") from None
     entries = {name: find(name, vocabulary) for name in tasks}
     prints = {name: fingerprint(*entry, vocabulary, recipe) for name, entry in entries.items()}
+    if store := _opened(directory, prints, vocabulary):
+        return store
     with _lock(directory):
-        index = _clean(directory, vocabulary)
+        index = _clean(directory, vocabulary, tasks)
         stale = [name for name in tasks if index["prints"].get(name) != prints[name]]
         jobs = [Job(name, prints[name], *entries[name]) for name in stale]
         writer = _Writer(directory, index, np.uint16 if vocabulary.size <= 1 << 16 else np.int32)
@@ -101,34 +103,84 @@ def build(
             for job, tokenised in zip(jobs, bar, strict=True):
                 writer.add(job.name, job.fingerprint, tokenised)
         writer.flush()
-        _clean(directory, vocabulary, verify=False)
-    return open_store(directory, tasks, verify=False)
+        _clean(directory, vocabulary)
+        # Still locked: whoever comes next may want these tasks otherwise and replace them. What is mapped stays.
+        store = Store(directory, read_index(directory), tasks, verify=False)
+    _check_prints(store, prints)
+    return store
 
 
-@contextlib.contextmanager
-def _lock(directory: pathlib.Path) -> Iterator[None]:
-    with open(directory / ".lock", "w") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"Another process is caching into {directory}; waiting for it.", file=sys.stderr, flush=True)
-            fcntl.flock(f, fcntl.LOCK_EX)
-        yield  # closing the file releases the lock, also when the process dies
+def _opened(directory: pathlib.Path, prints: Mapping[str, str], vocabulary: Vocabulary) -> Store | None:
+    """The store as it lies there, where it holds all tasks as they are wanted: no lock is taken and nothing is written, so
+    that a cache may be another user's. None where there is anything to do."""
+    index = read_index(directory)
+    if index is None:
+        return None
+    _check_vocabulary(directory, index, vocabulary)
+    if any(index["prints"].get(name) != wanted for name, wanted in prints.items()):
+        return None
+    try:
+        store = Store(directory, index, list(prints))
+    except UserError:  # damaged, or replaced since the index was read
+        return None
+    _check_prints(store, prints)
+    return store
 
 
-def _clean(directory: pathlib.Path, vocabulary: Vocabulary, verify: bool = True) -> dict[str, Any]:
-    """The index, or a new one; removes files it does not name and forgets tasks whose shard is gone or damaged."""
-    mine = {"spec": vocabulary.spec, "fingerprint": vocabulary.fingerprint, "separator": list(vocabulary.separator)}
-    index = read_index(directory) or {"format": FORMAT, "vocabulary": mine, "tasks": {}, "prints": {}, "shards": {}}
+def _check_prints(store: Store, prints: Mapping[str, str]) -> None:
+    """Refuses examples of another recipe, whatever the index said."""
+    if other := [name for name, wanted in prints.items() if store.fingerprint(name) != wanted]:
+        raise UserError(f"Cache {store.directory} holds '{other[0]}' as another run wants it; delete it and cache again.")
+
+
+def _check_vocabulary(directory: pathlib.Path, index: Mapping[str, Any], vocabulary: Vocabulary) -> None:
     if index["vocabulary"]["fingerprint"] != vocabulary.fingerprint:
         raise UserError(
             f"Cache {directory} was made with the vocabulary '{index['vocabulary']['spec']}', not '{vocabulary.spec}'; "
             "give another directory or delete this one."
         )
+
+
+@contextlib.contextmanager
+def _lock(directory: pathlib.Path) -> Iterator[None]:
+    with contextlib.ExitStack() as held:  # closing the file releases the lock, also when the process dies
+        try:
+            f = held.enter_context(open(directory / ".lock", "w"))
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"Another process is caching into {directory}; waiting for it.", file=sys.stderr, flush=True)
+                fcntl.flock(f, fcntl.LOCK_EX)
+        except OSError as e:
+            raise _unwritable(directory, e) from None
+        yield
+
+
+def _unwritable(directory: pathlib.Path, e: OSError) -> UserError:
+    return UserError(
+        f"Cache {directory} does not hold all of this run's tasks as it wants them, and cannot be written ({e.strerror}); "
+        f"give another cache directory."
+    )
+
+
+def _clean(directory: pathlib.Path, vocabulary: Vocabulary, verify: Sequence[str] = ()) -> dict[str, Any]:
+    """The index, or a new one; removes files it does not name and forgets tasks whose shard is gone or damaged. verify:
+    tasks whose shards' checksums are compared, not only their lengths."""
+    try:
+        return _cleaned(directory, vocabulary, verify)
+    except OSError as e:
+        raise _unwritable(directory, e) from None
+
+
+def _cleaned(directory: pathlib.Path, vocabulary: Vocabulary, verify: Sequence[str]) -> dict[str, Any]:
+    mine = {"spec": vocabulary.spec, "fingerprint": vocabulary.fingerprint, "separator": list(vocabulary.separator)}
+    index = read_index(directory) or {"format": FORMAT, "vocabulary": mine, "tasks": {}, "prints": {}, "shards": {}}
+    _check_vocabulary(directory, index, vocabulary)
+    asked = {index["tasks"].get(name) for name in verify}
     for file, described in list(index["shards"].items()):
         path = directory / file
         whole = path.exists() and path.stat().st_size == described["bytes"]
-        if not whole or (verify and checksum(path) != described["crc32"]):
+        if not whole or (file in asked and checksum(path) != described["crc32"]):
             print(f"Cache shard {path} is missing or damaged; its tasks are cached again.", file=sys.stderr)
             del index["shards"][file]
     for name, file in index["tasks"].items():
