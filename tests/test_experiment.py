@@ -21,7 +21,7 @@ import pytest
 from zeroprompt_jax import answering, config, experiment
 from zeroprompt_jax.cli import main as cli
 from zeroprompt_jax.methods.prompt import Prompt
-from zeroprompt_jax.training import checkpoint, goodput
+from zeroprompt_jax.training import checkpoint, goodput, run_folder
 
 # No task is learned here: there are as few and as short examples as the path allows.
 TASKS = '''
@@ -278,6 +278,29 @@ def test_killed_during_a_save_it_resumes_as_if_never_killed(run, home):
     finish_and_compare(home, "killed", run[0])
     other = {k: v + 1e-7 for k, v in saved("killed").items()}
     assert not same(other, saved(run[0]))
+
+
+def test_a_folder_in_use_is_refused(home, capsys):
+    with run_folder.alone(home / "held"):
+        assert "Another process is at work in MODEL_DIR held;" in mistake(capsys, *arguments("held"))
+    assert {path.name for path in (home / "held").iterdir()} == {".lock", "cache"}
+
+
+@pytest.mark.slow
+def test_typed_again_while_it_runs_it_is_refused_and_changes_nothing(run, home, capsys):
+    with (home / "twice.log").open("w") as log:
+        process = subprocess.Popen([*COMMAND, *arguments("twice")], cwd=home, stdout=log, stderr=log)
+    try:
+        while not saving(5)(0, home / "twice" / "checkpoints"):
+            assert process.poll() is None, (home / "twice.log").read_text()
+            time.sleep(0.002)
+        process.send_signal(signal.SIGSTOP)  # in the middle of a save
+        assert "Another process is at work in MODEL_DIR twice" in mistake(capsys, *arguments("twice"))
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(300) == 0, (home / "twice.log").read_text()
+    finally:
+        process.kill()
+    finish_and_compare(home, "twice", run[0])
 
 
 @pytest.mark.slow

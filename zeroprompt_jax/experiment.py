@@ -292,13 +292,16 @@ def train(experiment: Experiment, config_text: str = "", title: str = "") -> Eva
     Raises:
       Stopped: SIGTERM stopped it after a step, which is saved, or (PeerLost) another of its processes is gone; the same
         call goes on.
-      UserError: what cannot be meant, training that diverged, a checkpoint that cannot be written.
+      UserError: what cannot be meant, training that diverged, a checkpoint that cannot be written, another process that
+        trains into `model_dir`.
     """
-    with Goodput() as goodput:
-        return _train(experiment, config_text, title, goodput)
+    with Goodput() as goodput, contextlib.ExitStack() as held:
+        return _train(experiment, config_text, title, goodput, held)
 
 
-def _train(experiment: Experiment, config_text: str, title: str, goodput: Goodput) -> Evaluation | None:
+def _train(
+    experiment: Experiment, config_text: str, title: str, goodput: Goodput, held: contextlib.ExitStack
+) -> Evaluation | None:
     settings, first = experiment.train, partitioning.is_first()
     root = Path(settings.model_dir)
     check_batching(experiment)
@@ -329,6 +332,7 @@ def _train(experiment: Experiment, config_text: str, title: str, goodput: Goodpu
     if groups:  # mistakes show before training
         tested(store, groups, "test", experiment.data.features(), experiment.evaluate, places)
     trained_tasks = list(experiment.data.training())  # the first in the store, in this order
+    held.enter_context(run_folder.alone(root))  # from here on, until all is reported, the folder is this run's
     checkpointer = checkpoint.Checkpointer(settings.model_dir, settings.keep, () if places is None else trained_tasks)
     model = build_model(experiment, trained=checkpointer.latest() is not None)
     mesh = model.mesh

@@ -82,6 +82,11 @@ def test_runs_start_from_their_own_seeds_stages(tmp_path):
     assert labels == ["targets_0@2.3", "targets_1@2.3", "targets_0@4.3", "targets_1@4.3"]
 
 
+def test_a_study_is_one_process_alone(tmp_path):
+    with records.alone(tmp_path), pytest.raises(UserError, match="Another process is at work"):
+        adaptation.run(study(tmp_path))
+
+
 def test_unknown_stages_are_refused(tmp_path):
     wrong = {"mpt": Arm(MPT(source="stage:sources"))}
     with pytest.raises(UserError, match="stage that arm 'mpt' starts from 'sources'. Did you mean 'source'"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -106,9 +107,12 @@ def test_mistakes_are_told_before_anything_runs(tmp_path, changes, message):
         compared(tmp_path, **changes)
 
 
-def test_batch_size_and_control_may_differ_and_processes_not(tmp_path, monkeypatch):
+def test_batch_size_and_control_may_differ_and_several_processes_not_work(tmp_path, monkeypatch):
     other = dataclasses.replace(BASE, evaluate=dataclasses.replace(BASE.evaluate, batch_size=8, control=True))
     made = compared(tmp_path, arms={**ARMS, "other": other})
+    with records.alone(tmp_path / "held"), pytest.raises(UserError, match="Another process is at work"):
+        comparison.run(dataclasses.replace(made, model_dir=str(tmp_path / "held")))
+    shutil.rmtree(tmp_path / "held")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="A study needs one process; this run has 2"):
         comparison.run(made)

@@ -136,6 +136,8 @@ def test_stratified_sets_have_gps_sizes(tmp_path, counts, size):
 
 def test_a_study_from_end_to_end(tmp_path, tasks, capsys):
     made = study(tmp_path)
+    with records.alone(tmp_path), pytest.raises(UserError, match="Another process is at work"):
+        prompt_search.run(made)
     table = prompt_search.run(made, "zeroprompt search")
     found = records.read(tmp_path)
     assert [r["task"] for r in found] == ["letters", "more/letters"]

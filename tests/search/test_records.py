@@ -8,7 +8,7 @@ from zeroprompt_jax.data.pipeline import Data
 from zeroprompt_jax.errors import UserError
 from zeroprompt_jax.experiment import Experiment
 from zeroprompt_jax.search import records
-from zeroprompt_jax.search.records import Run
+from zeroprompt_jax.search.records import Run, Shard
 from zeroprompt_jax.training.loop import Train
 from zeroprompt_jax.training.optimizer import Optimizer, Schedule
 from zeroprompt_jax.training.partitioning import Mesh
@@ -48,6 +48,19 @@ def test_a_recorded_run_is_not_repeated_nor_taken_for_another(tmp_path):
     (tmp_path / "moved").rename(tmp_path / "elsewhere/seed0")
     (tmp_path / "records.jsonl").rename(tmp_path / "elsewhere/records.jsonl")
     assert complete(tmp_path / "elsewhere", experiment(tmp_path / "elsewhere")) == 0
+
+
+def test_a_file_of_records_is_one_process_alone(tmp_path, monkeypatch):
+    with records.alone(tmp_path):
+        with pytest.raises(UserError, match="Another process"), records.alone(tmp_path):
+            pass
+        with records.alone(tmp_path, Shard(1, 2).file), records.alone(tmp_path, Shard(2, 2).file):
+            assert records.read(tmp_path) == []  # what holds it is no record
+    with records.alone(tmp_path):  # and again
+        pass
+    monkeypatch.setattr(records.jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="needs one process; this run has 2"), records.alone(tmp_path):
+        pass
 
 
 def test_a_configuration_that_came_to_nothing_claims_nothing(tmp_path):

@@ -17,7 +17,7 @@ from zeroprompt_jax.interop import huggingface
 from zeroprompt_jax.methods.initialisers import Uniform
 from zeroprompt_jax.methods.prompt import Prompt
 from zeroprompt_jax.models import t5
-from zeroprompt_jax.search import recycling_report, recycling_study
+from zeroprompt_jax.search import records, recycling_report, recycling_study
 from zeroprompt_jax.search.recycling import Linear
 from zeroprompt_jax.search.recycling_report import cases, paired, random_cases, summary, wilson
 from zeroprompt_jax.search.recycling_study import Record, RecyclingStudy
@@ -87,6 +87,15 @@ def test_mistakes_show_before_anything_runs(tmp_path):
             dataclasses.replace(asked, **changes)
     with pytest.raises(UserError, match="'x' continues from the backbone, whose width"):
         Trained("x", 1, scratch=False, width=4)
+
+
+def test_a_study_is_one_process_alone(tmp_path, monkeypatch):
+    asked = study(tmp_path)
+    with records.alone(tmp_path), pytest.raises(UserError, match="Another process is at work"):
+        recycling_study.run(asked)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="A study needs one process; this run has 2"):
+        recycling_study.run(asked)
 
 
 def test_questions_are_fixed_and_answerable(tmp_path):

@@ -134,6 +134,11 @@ def test_mistakes_are_told_before_anything_runs(tmp_path, changes, message):
         study(tmp_path, **changes)
 
 
+def test_a_study_is_one_process_alone(tmp_path):
+    with records.alone(tmp_path), pytest.raises(UserError, match="Another process is at work"):
+        scaling.run(study(tmp_path))
+
+
 def test_too_many_tasks_and_tested_training_tasks_are_refused(tmp_path):
     with pytest.raises(UserError, match="asks for 9 training tasks, but 'trained' has 8"):
         scaling.run(study(tmp_path, tasks=(2, 9)))

@@ -63,9 +63,10 @@ def run(study: AdaptationStudy, title: str = "") -> str:
     """
     root = Path(study.base.train.model_dir)
     study.base.data.register()
-    for seed in range(study.seeds):
-        records.complete(root, seed, list(_runs(study, seed)), _result)
-        table = adaptation_report.write(root, records.read(root), study.stages, study.arms, title)
+    with records.alone(root):
+        for seed in range(study.seeds):
+            records.complete(root, seed, list(_runs(study, seed)), _result)
+            table = adaptation_report.write(root, records.read(root), study.stages, study.arms, title)
     print(table, end="")
     return table
 

@@ -59,11 +59,12 @@ def run(comparison: Comparison, shard: Shard = Shard(), title: str = "") -> str:
     root = Path(comparison.model_dir)
     if shard.jobs > comparison.seeds:
         raise UserError(f"{shard.jobs} jobs cannot share a comparison of {comparison.seeds} seeds; give at most as many jobs.")
-    for seed in filter(shard.holds, range(comparison.seeds)):
-        records.complete(root, seed, runs(comparison, seed), _result, shard.file)
-        table = comparison_report.write(
-            root, records.read(root), comparison.stages, comparison.arms, comparison.reference, title
-        )
+    with records.alone(root, shard.file):
+        for seed in filter(shard.holds, range(comparison.seeds)):
+            records.complete(root, seed, runs(comparison, seed), _result, shard.file)
+            table = comparison_report.write(
+                root, records.read(root), comparison.stages, comparison.arms, comparison.reference, title
+            )
     print(table, end="")
     return table
 

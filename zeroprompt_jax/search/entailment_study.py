@@ -86,20 +86,20 @@ def run(study: EntailmentStudy, title: str = "") -> str:
     `head`'s, their `share` of the encoder's, the `split`'s digest, and `short`, the classes with fewer dev examples than
     there are to train on, and how many.
     """
-    records.check_process()
     root, suite = Path(study.model_dir), study.suite()
     path = study.initial_checkpoint_path
     loaded = checkpoint.load_encoder(path, study.model) if path else {}
     _check(study, suite, loaded)
-    records.claim(root, {"study": study, "suite": suite.facts()}, root)
-    data = _data(study, suite)
-    bases = encoder_stages.train(study.model, study.stages, suite, root / "stages", loaded, study.seed)
     table = ""
-    for number, (name, arm) in enumerate(study.arms.items(), 1):
-        if not any(r["arm"] == name for r in records.read(root)):
-            print(f"{number} of {len(study.arms)}: {name}.", file=sys.stderr)
-            records.append(root, [{"arm": name, **r} for r in _measure(study, suite, name, bases[arm.start], data)])
-        table = entailment_report.write(root, records.read(root), study.arms, title)
+    with records.alone(root):
+        records.claim(root, {"study": study, "suite": suite.facts()}, root)
+        data = _data(study, suite)
+        bases = encoder_stages.train(study.model, study.stages, suite, root / "stages", loaded, study.seed)
+        for number, (name, arm) in enumerate(study.arms.items(), 1):
+            if not any(r["arm"] == name for r in records.read(root)):
+                print(f"{number} of {len(study.arms)}: {name}.", file=sys.stderr)
+                records.append(root, [{"arm": name, **r} for r in _measure(study, suite, name, bases[arm.start], data)])
+            table = entailment_report.write(root, records.read(root), study.arms, title)
     print(table, end="")
     return table
 

@@ -115,17 +115,18 @@ def run(study: PromptSearch, title: str = "") -> str:
     base, root = study.base, Path(study.base.train.model_dir)
     base.data.register()
     names = list(seqio_bridge.find_mixture(base.data.mixture))
-    records.claim(root, study, root)
-    done = {r["task"] for r in records.read(root)}
-    predictor, writer = (None, None) if done >= set(names) else _model(study)
-    for place, name in enumerate(names):
-        if name in done:
-            continue
-        print(f"{place + 1} of {len(names)}: {name}.", file=sys.stderr)
-        record = search_task(study, name, predictor, writer, root / "tasks" / f"{name.replace('/', '_')}.json")
-        records.append(root, [record])
-        prompt_report.write(root, records.read(root), title)
-    table = prompt_report.write(root, records.read(root), title)
+    with records.alone(root):
+        records.claim(root, study, root)
+        done = {r["task"] for r in records.read(root)}
+        predictor, writer = (None, None) if done >= set(names) else _model(study)
+        for place, name in enumerate(names):
+            if name in done:
+                continue
+            print(f"{place + 1} of {len(names)}: {name}.", file=sys.stderr)
+            record = search_task(study, name, predictor, writer, root / "tasks" / f"{name.replace('/', '_')}.json")
+            records.append(root, [record])
+            prompt_report.write(root, records.read(root), title)
+        table = prompt_report.write(root, records.read(root), title)
     print(table, end="")
     return table
 

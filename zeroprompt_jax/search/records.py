@@ -21,7 +21,7 @@ from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.evaluation import report
 from zeroprompt_jax.evaluation.evaluate import Evaluation
 from zeroprompt_jax.experiment import Experiment
-from zeroprompt_jax.training import checkpoint
+from zeroprompt_jax.training import checkpoint, run_folder
 
 _STAGE = "stage:"
 # Where results are, what they are computed on and what is recorded besides does not tell one configuration from another.
@@ -90,7 +90,6 @@ def complete(
 ) -> None:
     """Runs those of a seed that are not yet recorded, and records each when it is finished: what `measure` found, with
     `seed`, `arm` and `run`, its label."""
-    check_process()
     done = {(r["arm"], r["run"]) for r in read(root) if r["seed"] == seed}
     for _, _, made in runs:
         claim(Path(made.train.model_dir), made, root)
@@ -102,10 +101,14 @@ def complete(
         append(root, found, file)
 
 
-def check_process() -> None:
-    """Raises UserError in several processes, which would all write one file."""
+@contextlib.contextmanager
+def alone(root: Path, file: str = _FILE) -> Iterator[None]:
+    """Holds a study's file of records, which `append` reads and writes anew, and what is made for it. Raises UserError
+    where another process holds it, and in several processes, which would all write it."""
     if jax.process_count() > 1:
         raise UserError(f"A study needs one process; this run has {jax.process_count()}.")
+    with run_folder.alone(root, f".{file}.lock"):
+        yield
 
 
 def describe(value: Any) -> str:

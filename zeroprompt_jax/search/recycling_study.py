@@ -123,6 +123,13 @@ def run(study: RecyclingStudy, title: str = "") -> str:
     study.base.data.register()
     study.pretraining.data.register()
     questions = _questions(study)
+    with records.alone(study.root):
+        table = _complete(study, questions, title)
+    print(table, end="")
+    return table
+
+
+def _complete(study: RecyclingStudy, questions: Sequence["_Question"], title: str) -> str:
     records.claim(study.root, study, study.root)
     models = {name: _model(study, name) for name in study.models}
     for name in models:
@@ -139,7 +146,6 @@ def run(study: RecyclingStudy, title: str = "") -> str:
             found = dataclasses.replace(found, scores=scores, losses=losses)
             records.append(study.root, [dataclasses.asdict(found)])
         table = recycling_report.write(study.root, measured(study.root), list(models), list(study.recyclers), title)
-    print(table, end="")
     return table
 
 

@@ -128,12 +128,13 @@ def run(study: ScalingStudy, shard: Shard = Shard(), title: str = "") -> str:
 
     _check_records(study, recorded())
     table = "No run of the study is recorded yet.\n"
-    for seed in range(study.seeds):
-        every = runs(study, seed)
-        mine = [made for place, made in enumerate(every) if shard.holds(seed * len(every) + place)]
-        records.complete(root, seed, mine, _measure, shard.file)
-        if found := recorded():
-            table = scaling_report.write(root, found, list(study.sizes), title)
+    with records.alone(root, shard.file):
+        for seed in range(study.seeds):
+            every = runs(study, seed)
+            mine = [made for place, made in enumerate(every) if shard.holds(seed * len(every) + place)]
+            records.complete(root, seed, mine, _measure, shard.file)
+            if found := recorded():
+                table = scaling_report.write(root, found, list(study.sizes), title)
     print(table, end="")
     return table
 

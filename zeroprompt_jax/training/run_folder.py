@@ -1,7 +1,10 @@
-"""A run's folder: which config it belongs to, and whether it has its results."""
+"""A run's folder: which config it belongs to, who is at work in it, and whether it has its results."""
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from zeroprompt_jax.errors import UserError
@@ -37,6 +40,29 @@ def claim(root: Path, config_text: str) -> None:
         partial = root / f".config.gin.{os.getpid()}"
         partial.write_text(config_text, encoding="utf-8")
         os.replace(partial, root / "config.gin")
+
+
+@contextlib.contextmanager
+def alone(root: Path, file: str = ".lock") -> Iterator[None]:
+    """Holds a run's folder, so that nobody else trains into it: two processes would delete each other's half-written saves.
+
+    Of a run's processes only the first holds it. The kernel gives it up when the process ends, however it ends. A file
+    system that knows no locks is let through.
+
+    Raises UserError where another process holds it.
+    """
+    with contextlib.ExitStack() as held:
+        if partitioning.is_first() and ":/" not in str(root):  # what is in the cloud, such as gs://…, cannot be locked
+            try:
+                root.mkdir(parents=True, exist_ok=True)
+                fcntl.flock(held.enter_context(open(root / file, "a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"Another process is at work in MODEL_DIR {root}; let it end or stop it, or choose another MODEL_DIR."
+                ) from None
+            except OSError:
+                pass
+        yield
 
 
 def _comparable(text: str) -> dict[str, str]:
