@@ -218,9 +218,11 @@ def test_another_experiment_is_refused(run, capsys, change):
     assert (run[0] / "config.gin").read_bytes() == before
 
 
-def test_killed_before_the_report_it_evaluates_again(run, home, capsys):
+@pytest.mark.parametrize("missing", ["results.json", "table.txt"])
+def test_killed_before_the_report_it_evaluates_again(run, home, capsys, missing):
+    shutil.rmtree(home / "unreported", ignore_errors=True)
     shutil.copytree(run[0], home / "unreported")
-    (home / "unreported" / "results.json").unlink()
+    (home / "unreported" / missing).unlink()
     assert cli.main(arguments("unreported")) == 0
     assert metrics(home / "unreported") == metrics(run[0]) and results(home / "unreported") == results(run[0])
     assert (home / "unreported" / "table.txt").read_text() == (run[0] / "table.txt").read_text()

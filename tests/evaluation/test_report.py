@@ -96,6 +96,25 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_what_says_that_a_run_is_finished_is_written_last(tmp_path, monkeypatch):
+    """Killed at any write, a run has results.json and so counts as finished only where all else is there."""
+    replace, left = os.replace, []
+
+    def stopped(partial, path):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        replace(partial, path)
+
+    monkeypatch.setattr(report.os, "replace", stopped)
+    for writes in range(3):
+        left += [None] * writes
+        with pytest.raises(KeyboardInterrupt):
+            report.write(tmp_path / str(writes), ROWS, title="stopped")
+        assert len(list((tmp_path / str(writes)).iterdir())) == writes
+        assert not (tmp_path / str(writes) / "results.json").exists()
+
+
 def test_no_rows_is_an_error():
     with pytest.raises(ValueError, match="No rows"):
         report.table([])

@@ -263,7 +263,7 @@ def write(
     notes: Sequence[str] = (),
     **facts: Any,
 ) -> str:
-    """Writes table.txt, results.json and results.png into `directory`, each whole or not at all. Returns the table.
+    """Writes table.txt, results.png and results.json into `directory`, each whole or not at all. Returns the table.
 
     Args:
       title: the picture's heading: the command and its number of steps.
@@ -275,8 +275,8 @@ def write(
     text = table(rows, metric=metric, notes=notes)
     data = json.dumps(results(rows, metric=metric, **facts), indent=2) + "\n"
     save_text(folder / "table.txt", text)
-    save_text(folder / "results.json", data)
     picture(folder / "results.png", rows, title=title, metric=metric)
+    save_text(folder / "results.json", data)  # last: a run with it counts as finished
     return text
 
 

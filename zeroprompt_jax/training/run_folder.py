@@ -79,8 +79,8 @@ def _comparable(text: str) -> dict[str, str]:
 
 
 def finished(root: Path, steps: int) -> bool:
-    """Whether a run of at least so many steps has left its results here."""
+    """Whether a run of at least so many steps has left its results here, its table among them."""
     try:
-        return json.loads((root / "results.json").read_text(encoding="utf-8"))["steps"] >= steps
+        return (root / "table.txt").exists() and json.loads((root / "results.json").read_text(encoding="utf-8"))["steps"] >= steps
     except (OSError, ValueError, KeyError):
         return False
