@@ -2,16 +2,15 @@
 examples of a task."""
 
 import argparse
-import importlib
 import itertools
 import os
-import pkgutil
 import shlex
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from zeroprompt_jax.data import cards, seqio_bridge
+from zeroprompt_jax.data.task_modules import import_module, packaged
 from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.tasks import p3_names, tfds_source
 
@@ -79,16 +78,8 @@ def load_modules(modules: Sequence[str] | None, directories: Mapping[str, str | 
     """Imports the modules that register tasks."""
     # Read by the modules when they are imported, as the environment variables of a user would be.
     os.environ.update({variable: directory for variable, directory in directories.items() if directory})
-    if not modules:
-        package = importlib.import_module(cards.PACKAGED)
-        modules = [f"{cards.PACKAGED}.{found.name}" for found in pkgutil.iter_modules(package.__path__)]
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as e:
-            if e.name and module.startswith(e.name):
-                raise UserError(f"Task module '{module}' does not exist; give it as an import path.") from e
-            raise UserError(f"Task module '{module}' cannot be imported ({e}).") from e
+    for module in modules or packaged():
+        import_module(module)
 
 
 def listing() -> Iterable[str]:

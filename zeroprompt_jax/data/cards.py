@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from zeroprompt_jax.data import few_shot
+from zeroprompt_jax.data.task_modules import PACKAGED
 from zeroprompt_jax.errors import UserError, unknown
 
 POOLS = ("train", "held_out_task", "held_out_type")
@@ -124,7 +125,6 @@ def check(card: TaskCard) -> None:
             bad(field, f"{getattr(card, field)!r} has an unnamed field; write {{input}}, not {{}}")
 
 
-PACKAGED = "zeroprompt_jax.tasks"  # where the packaged task modules are
 OPTIONS = "options"  # the field of the listed options
 LEAST_INPUT = 8  # tokens that an instruction must leave for the input, if the input has them
 

@@ -1,7 +1,6 @@
 """The data of an experiment: which tasks, which vocabulary, which lengths, and how they are mixed and cached."""
 
 import dataclasses
-import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from zeroprompt_jax.data import cache, cards, mixture, seqio_bridge, shares, subsets
 from zeroprompt_jax.data.batches import Features, TrainStream
 from zeroprompt_jax.data.store import Store
+from zeroprompt_jax.data.task_modules import import_module
 from zeroprompt_jax.data.vocabulary import Vocabulary, load_vocabulary
 from zeroprompt_jax.errors import UserError, unknown
 
@@ -84,12 +84,7 @@ class Data:
             if callable(module):
                 module()
                 continue
-            try:
-                importlib.import_module(module)
-            except ModuleNotFoundError as e:
-                if e.name is None or not module.startswith(e.name):
-                    raise
-                raise UserError(f"There is no task module '{module}'; packaged ones are in {cards.PACKAGED}.") from e
+            import_module(module)
 
     def training(self) -> dict[str, float]:
         """Training task to its registered relative rate."""
