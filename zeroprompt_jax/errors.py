@@ -30,6 +30,21 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"Unknown {kind} '{name}'.{hint}")
 
 
+def check_range(settings: object, names: str, least: float = 1, *, above: float | None = None, below: float | None = None):
+    """Raises UserError for the first of a dataclass' named fields (separated by spaces) that has a number below `least` or,
+    where `above` is given, not above that; or not below `below`. None passes, and sequences item by item."""
+    words = f"at least {least}" if above is None else f"above {above}"
+    words += "" if below is None else f" and below {below}"
+    for name in names.split():
+        value = getattr(settings, name)
+        for number in value if isinstance(value, (list, tuple)) else (value,):
+            if number is None:
+                continue
+            low = number >= least if above is None else number > above
+            if not (low and (below is None or number < below)):
+                raise UserError(f"{type(settings).__name__}.{name} is {value}; it must be {words}.")
+
+
 class Stopped(Exception):
     """Something outside stopped the run, and the same command goes on from what it has saved. The command line prints the
     sentence and exits with code 75 (EX_TEMPFAIL: try again)."""

@@ -121,6 +121,22 @@ def test_names_of_cards_come_first_and_need_no_seqio(register, tmp_path):
     assert said == "Unknown task or mixture 'nothing'. No task or mixture is registered. False\n"
 
 
+@pytest.mark.parametrize(
+    "wrong, sentence",
+    [
+        ({"max_train_examples": 0}, "Data.max_train_examples is 0; it must be at least 1."),
+        ({"max_test_examples": -5}, "Data.max_test_examples is -5; it must be at least 1."),
+        ({"bucket_lengths": [16, 0]}, "Data.bucket_lengths is [16, 0]; it must be at least 1."),
+        ({"temperature": 0.0}, "Data.temperature is 0.0; it must be above 0."),
+    ],
+)
+def test_numbers_out_of_range(wrong, sentence):
+    with pytest.raises(UserError) as e:
+        Data("any", **wrong)
+    assert str(e.value) == sentence
+    Data("any", max_train_examples=1, max_test_examples=None)
+
+
 def test_a_subset_trains_on_its_tasks_alone_and_is_tested_on_all(register, tmp_path):
     names = register(30)
     cards.register_mixture("ours", names)
@@ -189,5 +205,5 @@ def test_caps_per_label_and_per_task(tmp_path):
     read.clear()
     assert answers(cached(max_train_examples=3), "closed") == ["no"] * 3  # caps are part of the fingerprint
     assert read
-    with pytest.raises(UserError, match="0 examples per label"):
+    with pytest.raises(UserError, match="Data.max_examples_per_label is 0; it must be at least 1"):
         cached(max_examples_per_label=0)

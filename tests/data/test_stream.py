@@ -170,7 +170,7 @@ def test_a_slice_through_a_group_is_named(store):
 def test_mistakes_are_named(store):
     with pytest.raises(UserError, match="Did you mean 'packed'"):
         stream(store, "pack")
-    with pytest.raises(UserError, match="Batch size 8 does not divide into 3 instruction groups"):
+    with pytest.raises(UserError, match="Batch size 8 does not divide into 3 instruction groups .Data.instruction_groups.; 1 would"):
         stream(store, "grouped", groups=3)
     with pytest.raises(UserError, match="give the feature length 'instructions'"):
         stream(store, "grouped", features=PLAIN)

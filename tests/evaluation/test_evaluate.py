@@ -348,3 +348,10 @@ def test_bad_settings_are_named(run, store, monkeypatch):
     monkeypatch.setattr(store, "card", lambda name: card)
     with pytest.raises(UserError, match="Did you mean 'exact_match'"):
         run(groups={"g": ["words"]})
+
+
+def test_settings_out_of_range():
+    for name in ("batch_size", "max_examples_per_task"):
+        with pytest.raises(UserError, match=f"Evaluate.{name} is 0; it must be at least 1."):
+            Evaluate(**{name: 0})
+    assert Evaluate(batch_size=1, max_examples_per_task=None)

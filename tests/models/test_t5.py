@@ -283,6 +283,9 @@ def test_config_names_what_is_wrong():
         t5.T5Config(remat_policy="minimum")
     with pytest.raises(UserError, match="dtype 'bfloat'.*'bfloat16'"):
         t5.T5Config(dtype="bfloat")
+    for rate in (-0.1, 1.0):
+        with pytest.raises(UserError, match=f"T5Config.dropout_rate is {rate}; it must be at least 0 and below 1"):
+            t5.T5Config(dropout_rate=rate)
     with pytest.raises(UserError, match="activation 'gleu'.*'gelu'"):
         t5.T5Config(mlp_activations=("gleu", "linear"))
     assert hash(t5.T5Config(mlp_activations=["gelu", "linear"])) == hash(t5.T5Config())

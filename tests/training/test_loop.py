@@ -296,11 +296,14 @@ def test_when_checkpoints_are_written(every, steps):
     "changes, sentence",
     [
         ({"steps": 0}, "Train.steps is 0; it must be at least 1."),
+        ({"batch_size": 0}, "Train.batch_size is 0; it must be at least 1."),
+        ({"accumulate": -1}, "Train.accumulate is -1; it must be at least 1."),
+        ({"eval_every": 0}, "Train.eval_every is 0; it must be at least 1."),
         ({"save_every": 0}, "Train.save_every is 0; it must be at least 1."),
         ({"save_every": (4, 0)}, r"Train.save_every is \(4, 0\); it must be at least 1."),
         ({"profile_steps": (3, 2)}, r"Train.profile_steps is \(3, 2\); it must be the first and the last step of the profile"),
         ({"profile_steps": (3, 11)}, "from 1 to 10."),
-        ({"accumulate": 3}, "Train.batch_size 64 does not divide into 3 micro-batches."),
+        ({"accumulate": 3}, "Train.batch_size 64 does not divide into 3 micro-batches .Train.accumulate.; 63 would."),
     ],
 )
 def test_settings_that_cannot_be_meant(changes, sentence):

@@ -126,8 +126,10 @@ def test_schedules_at_key_steps(schedule, values):
 def test_every_optimizer_follows_its_schedule():
     params = {"backbone/w": np.ones(4, np.float32)}
     for name in OPTIMIZERS:
-        still = run(Optimizer(name, Schedule(0.0)).build(5), params, lambda step: noise(params, step))
-        assert np.array_equal(still["backbone/w"], params["backbone/w"])
+        tx = Optimizer(name, Schedule(1.0, "linear")).build(1)  # whose rate is zero after the first step
+        first, later = (run(tx, params, lambda step: noise(params, step), steps=n) for n in (1, 4))
+        assert np.array_equal(first["backbone/w"], later["backbone/w"])
+        assert not np.array_equal(first["backbone/w"], params["backbone/w"])
     moved = run(Optimizer("sgd", Schedule(1.0, "linear")).build(2), params, lambda step: params, steps=2)
     assert moved["backbone/w"] == pytest.approx(1 - 1 - 0.5)
 
@@ -215,6 +217,51 @@ def test_decay_offsets_are_checked():
                 Optimizer(name, **{field: value})
     with pytest.raises(UserError, match="decay_offset is 7; a run counts its steps from 0"):
         Optimizer(decay_offsets={"a": 7})
+
+
+@pytest.mark.parametrize(
+    "made, wrong, sentence",
+    [
+        (Optimizer, {"clip_norm": -1.0}, "Optimizer.clip_norm is -1.0; it must be above 0."),
+        (Optimizer, {"clip_norm": 0.0}, "Optimizer.clip_norm is 0.0; it must be above 0."),
+        (Optimizer, {"clip_norm": float("nan")}, "Optimizer.clip_norm is nan; it must be above 0."),
+        (Optimizer, {"weight_decay": -0.1}, "Optimizer.weight_decay is -0.1; it must be at least 0."),
+        (Optimizer, {"decay_rate": -0.1}, "Optimizer.decay_rate is -0.1; it must be at least 0."),
+        (Optimizer, {"momentum": 1.0}, "Optimizer.momentum is 1.0; it must be at least 0 and below 1."),
+        (Optimizer, {"name": "adamw", "b1": 1.5}, "Optimizer.b1 is 1.5; it must be at least 0 and below 1."),
+        (Optimizer, {"name": "muon", "b2": -0.5}, "Optimizer.b2 is -0.5; it must be at least 0 and below 1."),
+        (Schedule, {"peak": 0.0}, "Schedule.peak is 0.0; it must be above 0."),
+        (Schedule, {"peak": -1e-3}, "Schedule.peak is -0.001; it must be above 0."),
+        (Schedule, {"warmup_steps": -1}, "Schedule.warmup_steps is -1; it must be at least 0."),
+    ],
+)
+def test_numbers_out_of_range(made, wrong, sentence):
+    with pytest.raises(UserError) as e:
+        made(**wrong)
+    assert str(e.value) == sentence
+
+
+def test_numbers_at_the_ends_of_their_ranges():
+    Optimizer("sgd", Schedule(1e-9, warmup_steps=0), weight_decay=0.0, clip_norm=1e-9, momentum=0.0)
+    Optimizer("adamw", b1=0.0, b2=0.0)
+
+
+@pytest.mark.parametrize(
+    "name, field, readers",
+    [
+        ("adafactor", "b1", "adamw and muon"),
+        ("adafactor", "b2", "adamw and muon"),
+        ("sgd", "b1", "adamw and muon"),
+        ("adamw", "momentum", "adafactor and sgd"),
+        ("muon", "momentum", "adafactor and sgd"),
+        ("sgd", "decay_rate", "adafactor"),
+    ],
+)
+def test_settings_that_the_optimizer_would_ignore(name, field, readers):
+    with pytest.raises(UserError, match=f"Optimizer.{field} is of {readers}; the optimizer {name} would ignore it"):
+        Optimizer(name, **{field: 0.5})
+    Optimizer(readers.split(" and ")[0], **{field: 0.5})
+    Optimizer(name, **{field: getattr(Optimizer(), field)})  # as the resolved configuration writes it
 
 
 def test_unknown_names_and_impossible_warm_ups():

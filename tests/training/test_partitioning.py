@@ -88,7 +88,7 @@ def test_prompts_stay_whole(report):
     [
         ("batch", "batch_size 20 does not divide over data × fsdp = 4 × 2 devices; 16 would."),
         ("batch fits", "no error"),
-        ("parameter", "mlp/wi_0/kernel: its axis 'mlp' of size 20 does not divide over the mesh axis 'model' of 8 devices."),
+        ("parameter", "mlp/wi_0/kernel: its axis 'mlp' of size 20 does not divide over the mesh axis 'model' of 8 devices; 4 would."),
         ("parameter fits", "no error"),
         ("devices", "Mesh data × fsdp × model = 3 × 1 × 2 needs 6 devices; there are 8."),
         ("too many", "needs 16 devices; there are 8."),

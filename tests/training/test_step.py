@@ -159,3 +159,17 @@ def test_dropout_is_a_function_of_seed_and_step(plain):
     assert small_model.same_bits(once(step, at=3), first)
     losses = {float(first[1]["loss"]), float(once(step, at=4)[1]["loss"]), float(once(other, at=3)[1]["loss"])}
     assert len({*losses, float(plain[1][1]["loss"])}) == 4
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"label_smoothing": 1.0}, "Loss.label_smoothing is 1.0; it must be at least 0 and below 1."),
+        ({"label_smoothing": -0.1}, "Loss.label_smoothing is -0.1; it must be at least 0 and below 1."),
+        ({"z_loss": -1e-4}, "Loss.z_loss is -0.0001; it must be at least 0."),
+    ],
+)
+def test_losses_out_of_range(wrong, words):
+    with pytest.raises(UserError) as e:
+        Loss(**wrong)
+    assert str(e.value) == words

@@ -11,7 +11,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     config.add_arguments(parser)
     parser.add_argument("--mixture", help="a mixture or task (default: all that the config trains and tests on)")
     parser.add_argument("--module", action="append", default=[], help="a task module to import; may be repeated")
-    parser.add_argument("--vocabulary", help="bytes, procedural, or FILE.model[:EXTRA_IDS] (default: the config's)")
+    parser.add_argument(
+        "--vocabulary",
+        help="bytes, procedural, a SentencePiece FILE.model, a tokenizer.json, a directory in Hugging Face layout, "
+        "packaged:NAME or OWNER/NAME on the hub; each may end in :EXTRA_IDS (default: the config's)",
+    )
     parser.add_argument("--cache_dir", help="where the store lies (default: the config's)")
     parser.add_argument("--beam_staging", metavar="DIR", help="tokenise with Apache Beam, results passing through here")
     parser.add_argument(

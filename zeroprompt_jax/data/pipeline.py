@@ -10,7 +10,7 @@ from zeroprompt_jax.data.batches import Features, TrainStream
 from zeroprompt_jax.data.store import Store
 from zeroprompt_jax.data.task_modules import import_module
 from zeroprompt_jax.data.vocabulary import Vocabulary, load_vocabulary
-from zeroprompt_jax.errors import UserError, unknown
+from zeroprompt_jax.errors import UserError, check_range, unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +66,11 @@ class Data:
     bucket_lengths: Sequence[int] = ()
     instruction_groups: int = 8
     seed: int = 0
+
+    def __post_init__(self):
+        check_range(self, "cap train_tasks max_train_examples max_test_examples max_examples_per_label")
+        check_range(self, "instruction_limit bucket_lengths instruction_groups")
+        check_range(self, "temperature", above=0)
 
     def features(self) -> Features:
         for name in self.feature_lengths:

@@ -7,6 +7,7 @@ window, so that what was drawn before any window is known without planning the w
 import abc
 import collections
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -131,7 +132,11 @@ class Grouped(_Planner):
         if not features.instructions:
             raise UserError("Grouped batches are for instructions read apart: give the feature length 'instructions'.")
         if groups < 1 or batch_size % groups:
-            raise UserError(f"Batch size {batch_size} does not divide into {groups} instruction groups.")
+            near = math.gcd(batch_size, groups) if groups > 0 else 1
+            raise UserError(
+                f"Batch size {batch_size} does not divide into {groups} instruction groups (Data.instruction_groups); "
+                f"{near} would."
+            )
         total = sum(drawing.rates.values())
         for task, rate in drawing.rates.items():
             # Rounded, because 1/10 × 10 may come out above 1.

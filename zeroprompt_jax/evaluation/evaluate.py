@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zeroprompt_jax.data.batches import WORDINGS, EvalSet, Example, Features
-from zeroprompt_jax.errors import UserError, unknown
+from zeroprompt_jax.errors import UserError, check_range, unknown
 from zeroprompt_jax.evaluation import metrics, modules, ranking, report
 from zeroprompt_jax.methods.base import Method
 from zeroprompt_jax.models import decoding
@@ -39,7 +39,8 @@ class Evaluate:
         classification, as in T0 and ZeroPrompt); False generates its answers too.
       length_normalised: rank by log-likelihood per token and not by its sum.
       control: also run with each task given another task's instruction, a negative control; not where there is none.
-      wordings: `held_out` (wordings that training never used, where a task has any), `train` or `none`.
+      wordings: `held_out` (wordings that training never used, where a task has any), `train`, `shuffled` (another
+        task's instruction, as the control has it) or `none`.
       seed: of the sample, the control and sampled answers.
     """
 
@@ -53,12 +54,7 @@ class Evaluate:
     seed: int = 0
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise UserError(f"Evaluate batch_size is {self.batch_size}; it must be at least 1.")
-        if self.max_examples_per_task is not None and self.max_examples_per_task < 1:
-            raise UserError(
-                f"Evaluate max_examples_per_task is {self.max_examples_per_task}; give at least 1, or None."
-            )
+        check_range(self, "batch_size max_examples_per_task")
         if self.wordings not in WORDINGS:
             raise unknown("kind of wordings", self.wordings, WORDINGS)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from zeroprompt_jax.errors import unknown
+from zeroprompt_jax.errors import check_range, unknown
 from zeroprompt_jax.models.conditioning import ACTIVATIONS, Layers, Stack, to_rows
 
 Array = jax.Array
@@ -30,7 +30,7 @@ REMAT_POLICIES = {
 
 
 def check_numerics(config: Any) -> None:
-    """Raises UserError for a remat policy, dtype or activation of a backbone's config that there is not."""
+    """Raises UserError for a remat policy, dtype or activation of a backbone's config that there is not, or a wrong dropout rate."""
     if config.remat_policy not in REMAT_POLICIES:
         raise unknown("remat_policy", config.remat_policy, REMAT_POLICIES)
     if config.dtype not in ("float32", "bfloat16"):
@@ -38,6 +38,7 @@ def check_numerics(config: Any) -> None:
     for name in config.mlp_activations:
         if name not in ACTIVATIONS:
             raise unknown("activation", name, ACTIVATIONS)
+    check_range(config, "dropout_rate", 0, below=1)
 
 
 @struct.dataclass

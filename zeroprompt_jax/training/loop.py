@@ -16,7 +16,7 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from zeroprompt_jax.errors import Stopped, UserError
+from zeroprompt_jax.errors import Stopped, UserError, check_range
 from zeroprompt_jax.training.checkpoint import Checkpointer
 from zeroprompt_jax.training.distributed import Preemption
 from zeroprompt_jax.training.goodput import Goodput
@@ -56,12 +56,13 @@ class Train:
     profile_steps: Sequence[int] | None = None
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "log_every", "keep", "eval_every", "save_every"):
-            value = getattr(self, name)
-            if value is not None and np.min(value, initial=1) < 1:
-                raise UserError(f"Train.{name} is {value}; it must be at least 1.")
+        check_range(self, "steps batch_size accumulate log_every keep eval_every save_every")
         if self.batch_size % self.accumulate:
-            raise UserError(f"Train.batch_size {self.batch_size} does not divide into {self.accumulate} micro-batches.")
+            near = max(1, round(self.batch_size / self.accumulate)) * self.accumulate
+            raise UserError(
+                f"Train.batch_size {self.batch_size} does not divide into {self.accumulate} micro-batches "
+                f"(Train.accumulate); {near} would."
+            )
         if self.profile_steps is not None and (
             len(self.profile_steps) != 2 or not 1 <= self.profile_steps[0] <= self.profile_steps[1] <= self.steps
         ):

@@ -10,10 +10,19 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers
 
-from zeroprompt_jax.errors import UserError, unknown
+from zeroprompt_jax.errors import UserError, check_range, unknown
 
 SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
 OPTIMIZERS = ("adafactor", "adamw", "muon", "sgd")
+# What only some of them read.
+_READERS = {
+    "b1": ("adamw", "muon"),
+    "b2": ("adamw", "muon"),
+    "momentum": ("adafactor", "sgd"),
+    "decay_rate": ("adafactor",),
+    "decay_offset": ("adafactor",),
+    "decay_offsets": ("adafactor",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +37,8 @@ class Schedule:
     def __post_init__(self):
         if self.kind not in SCHEDULES:
             raise unknown("schedule", self.kind, SCHEDULES)
+        check_range(self, "peak", above=0)
+        check_range(self, "warmup_steps", 0)
 
     def build(self, total_steps: int) -> Callable[[jax.Array], jax.Array]:
         if self.kind in ("linear", "cosine") and total_steps <= self.warmup_steps:
@@ -59,6 +70,8 @@ class Optimizer:
     muon (Jordan et al. 2024) orthogonalises the update of every kernel of a layer, here with three Newton-Schulz steps;
     what is not such a matrix (embeddings, position biases, scales) trains by adamw with Nesterov momentum.
 
+    b1, b2: of adamw and of muon's adamw. momentum: of adafactor and sgd; None is off. decay_rate: of adafactor.
+
     clip_norm: of the whole gradient (in a bank of each task's), before the optimizer; None is off. multipliers: path
     regex -> factor of the learning rate for the parameters it fully matches; the first match counts.
 
@@ -86,9 +99,13 @@ class Optimizer:
         for regex, factor in self.multipliers.items():
             if factor < 0:
                 raise UserError(f"Optimizer.multipliers['{regex}'] is {factor}; a learning rate cannot be negative.")
-        if self.name != "adafactor" and (self.decay_offset or self.decay_offsets):
-            field = "decay_offset" if self.decay_offset else "decay_offsets"
-            raise UserError(f"Optimizer.{field} is of adafactor; the optimizer {self.name} would ignore it. Leave it out.")
+        check_range(self, "clip_norm", above=0)
+        check_range(self, "weight_decay decay_rate", 0)
+        check_range(self, "b1 b2 momentum", 0, below=1)
+        for field, readers in _READERS.items():
+            if self.name not in readers and getattr(self, field) != getattr(Optimizer, field, {}):
+                of = " and ".join(readers)
+                raise UserError(f"Optimizer.{field} is of {of}; the optimizer {self.name} would ignore it. Leave it out.")
         for offset in (self.decay_offset, *self.decay_offsets.values()):
             if offset > 0:
                 raise UserError(

@@ -174,7 +174,7 @@ def param_shardings(shapes: Mapping[str, Any], method: Method, mesh: jax.shardin
             if size % ways:
                 raise UserError(
                     f"Parameter {path}: its axis '{axis}' of size {size} does not divide over the mesh axis "
-                    f"'{mesh_axes}' of {ways} devices."
+                    f"'{mesh_axes}' of {ways} devices; {math.gcd(size, ways)} would."
                 )
         out[path] = NamedSharding(mesh, spec)
     return out

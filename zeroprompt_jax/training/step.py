@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.errors import UserError, check_range
 from zeroprompt_jax.methods.base import Config, Method, bind
 from zeroprompt_jax.models.objectives import cross_entropy
 from zeroprompt_jax.training.state import Flat, State, unflatten
@@ -28,6 +28,10 @@ class Loss:
 
     z_loss: float = 1e-4
     label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        check_range(self, "z_loss", 0)
+        check_range(self, "label_smoothing", 0, below=1)
 
 
 def forward(variables, batch: Mapping[str, Array], method: Method, config: Config, loss: Loss, rng: Array | None):
