@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import types
+from collections.abc import Callable, Mapping, Sequence
 
 import gin
 import pytest
@@ -19,6 +20,8 @@ class Motor:
     power: float = 1.0
     name: str = "plain"
     gears: tuple[int, ...] = (1, 2)
+    limits: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    spare: Sequence[int] | int | None = None
 
     def __post_init__(self):
         if self.power < 0:
@@ -31,6 +34,12 @@ class Car:
     seats: int = 4
     model_dir: str = ""
     maker: object = dataclasses.field(default=print)
+    steps: Sequence[str | Callable[[], int]] = ()
+    others: Mapping[str, Motor] = dataclasses.field(default_factory=dict)
+
+
+
+gin.constant("test_config.SEATS", 5)
 
 
 @gin.configurable(module="users_own")
@@ -130,7 +139,7 @@ def test_unknown_files_and_names_offer_the_nearest(files):
     assert mistake(main) == "main.gin, line 2: Unknown configurable 'Motr'. Did you mean 'test.Motor'?"
     assert mistake(bindings=["Motor.pwer = 1"]).endswith("test.Motor has no parameter 'pwer'. Did you mean 'power'?")
     assert mistake(bindings=["wheel.radios = 1"]).endswith("wheel has no parameter 'radios'. Did you mean 'radius'?")
-    assert mistake(bindings=["Motor.zzz = 1"]).endswith("It has power, name, gears.")
+    assert mistake(bindings=["Motor.zzz = 1"]).endswith("It has power, name, gears, limits, spare.")
     assert "Did you mean 'test.Motor'?" in mistake(bindings=["Car.motor = [@Moter()]"])
     main = files(main="include 'nowhere.gin'\n")
     assert mistake(main).startswith("main.gin, line 1: Config file 'nowhere.gin' does not exist")
@@ -196,15 +205,44 @@ def test_a_failed_load_keeps_the_last_configuration():
         ("Motor.name = 3", "text in quotes"),
         ("Car.seats = 4.0", "a whole number"),
         ("Car.seats = True", "a whole number"),
+        ("Car.seats = @Motor()", "a whole number"),
+        ("Motor.gears = 3", "a list [a whole number, …]"),
+        ("Motor.gears = [1, '2']", "a list [a whole number, …]"),
+        ("Motor.gears = {1: 2}", "a list [a whole number, …]"),
+        ("Motor.spare = 10000.0", "a list [a whole number, …] or a whole number or None"),
+        ("Motor.limits = 0.1", "a dictionary {text in quotes: a number, …}"),
+        ("Motor.limits = {'a': '1'}", "a dictionary {text in quotes: a number, …}"),
+        ("Motor.limits = {1: 1.0}", "a dictionary {text in quotes: a number, …}"),
+        ("Car.steps = 'films'", "a list [text in quotes or a function (@NAME), …]"),
+        ("Car.steps = [3]", "a list [text in quotes or a function (@NAME), …]"),
+        ("Car.motor = 'fast'", "@test.Motor()"),
+        ("Car.motor = 3", "@test.Motor()"),
+        ("Car.motor = @test.Car()", "@test.Motor()"),
+        ("Car.others = {'a': 'fast'}", "a dictionary {text in quotes: @test.Motor(), …}"),
+        ("Experiment.method = 'lora'", "an object of Method, such as @methods.LoRA()"),
+        ("Genetic.fitness = 'meanlogits'", "an object of Fitness, such as @fitness.MeanLogit()"),
+        ("Evaluate.strategy = 'beams'", "@Greedy() or @Sample() or @Beam()"),
     ],
 )
 def test_plain_values_must_be_of_the_annotated_type(binding, kind):
     name, _, value = binding.partition(" = ")
-    sentence = f"test.{name} is {value}; it must be {kind}."
+    prefix = "test." if name.startswith(("Motor", "Car")) else ""
+    sentence = f"{prefix}{name} is {value}; it must be {kind}."
     assert mistake(bindings=[binding]).endswith(sentence)
     through_macro = mistake(bindings=[f"X = {value}", f"{name} = %X"])
     assert through_macro == f"--gin 'X = {value}': {sentence}"
     config.load(bindings=["Motor.power = 3", "Motor.gears = [1]", "Car.motor = None", "wheel.radius = 'any'"])
+
+
+def test_values_of_the_annotated_type_are_let_through():
+    """Also what only building can tell: what functions give, constants of gin's, macros and references deep inside."""
+    made = ["Motor.gears = (1, %N)", "N = 3", "Motor.limits = {'a': 1, 'b': %X}", "X = 0.5", "Motor.spare = None"]
+    config.load(bindings=[*made, "Car.motor = @Motor()", "Car.steps = ['a', @wheel]", "Car.others = {'b': @Motor()}"])
+    assert config.make("Car").others["b"] == config.make("Motor") == Motor(gears=(1, 3), limits={"a": 1, "b": 0.5})
+    config.load(bindings=["Car.motor = @wheel()", "Car.seats = @wheel()", "Genetic.fitness = @wheel()", "Motor.spare = [1, 2]"])
+    config.load(bindings=["Car.motor = None", "Car.seats = %test_config.SEATS"])
+    assert config.make("Car").seats == 5
+    assert mistake(bindings=["Motor.gears = [%N]", "N = '2'"]).endswith("is [%N]; it must be a list [a whole number, …].")
 
 
 @pytest.mark.parametrize(
@@ -256,6 +294,11 @@ def test_a_binding_that_would_do_nothing_is_refused(files):
 def test_a_class_where_an_object_belongs_is_refused():
     sentence = mistake(bindings=["Car.motor = @fast/Motor"])
     assert sentence == "--gin 'Car.motor = @fast/Motor': test.Car.motor is the class itself; write @fast/Motor()."
+    protocol = mistake(bindings=["Genetic.fitness = @LabelledDev"])
+    assert protocol.endswith("Genetic.fitness is the class itself; write @LabelledDev().")
+    nested = mistake(bindings=["Car.others = {'a': @Motor(), 'b': @Motor}"])
+    assert nested.endswith("test.Car.others has the class itself; write @Motor().")
+    assert mistake(bindings=["Evaluate.strategy = @Beam"]).endswith("Evaluate.strategy is the class itself; write @Beam().")
     config.load(bindings=["Car.motor = None", "Car.maker = @Motor"])
     assert config.make("Car").maker is not None
 

@@ -14,13 +14,13 @@ import importlib
 import inspect
 import pprint
 import tokenize
-import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import zeroprompt_jax
+from zeroprompt_jax.config_values import Delegate, Macro, Meaning, Reference, called, in_words, parts
 from zeroprompt_jax.configurables import CONFIGURABLES
 from zeroprompt_jax.errors import UserError, nearest, sentence, unknown
 
@@ -43,44 +43,6 @@ def find(name: str, where: str = "") -> Path:
     close = sorted(k for k in known if Path(k).stem == Path(name).stem)
     hint = f" Did you mean '{close[0]}'?" if close else nearest(name, known)
     raise UserError(f"{where}Config file '{name}' does not exist, here or among the package's own.{hint}")
-
-
-# Values as they are written, so that a config can be checked and saved without evaluating it.
-
-
-@dataclasses.dataclass(frozen=True)
-class _Reference:
-    """`@scope/Name` or, when it is called, `@scope/Name()`."""
-
-    name: str
-    called: bool
-
-    @property
-    def selector(self) -> str:
-        return self.name.rpartition("/")[2]
-
-    def __repr__(self):
-        return f"@{self.name}{'()' if self.called else ''}"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Macro:
-    """`%NAME`."""
-
-    name: str
-
-    def __repr__(self):
-        return f"%{self.name}"
-
-
-class _Delegate:
-    """What gin's parser calls for references and macros."""
-
-    def configurable_reference(self, scoped_selector: str, evaluate: bool) -> _Reference:
-        return _Reference(scoped_selector, evaluate)
-
-    def macro(self, macro_name: str) -> _Macro:
-        return _Macro(macro_name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +138,7 @@ def bound(name: str) -> bool:
 
 def macro(name: str, default: Any = None) -> Any:
     """The value of a macro such as MODEL_DIR, or `default` where the configuration does not set it."""
-    return _followed(_loaded, _Macro(name), default)[0]
+    return _followed(_loaded, Macro(name), default)[0]
 
 
 # The command line.
@@ -239,7 +201,7 @@ def statement(name: str, value: str) -> str:
 def _statements(source) -> Iterable[Any]:
     from gin import config_parser
 
-    return config_parser.ConfigParser(source, _Delegate())
+    return config_parser.ConfigParser(source, Delegate())
 
 
 def _read_file(config: _Config, path: Path, parents: tuple[Path, ...]) -> None:
@@ -290,8 +252,8 @@ def _import(config: _Config, item: Any, where: str) -> None:
 
 
 def _bind(config: _Config, item: Any, where: str) -> None:
-    for part in _parts(item.value):
-        if isinstance(part, _Reference):
+    for part in parts(item.value):
+        if isinstance(part, Reference):
             _lookup(config, part.selector, where)
         elif part.name != REQUIRED:
             config.used_macros.setdefault(part.name, where)
@@ -309,17 +271,6 @@ def _bind(config: _Config, item: Any, where: str) -> None:
     config.places[_key(item.scope, found.selector, item.arg_name)] = where
 
 
-def _parts(value: Any) -> Iterable[_Reference | _Macro]:
-    """The references and macros inside a value."""
-    if isinstance(value, (_Reference, _Macro)):
-        yield value
-    elif isinstance(value, dict):
-        yield from _parts([*value.keys(), *value.values()])
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _parts(item)
-
-
 def _check_macros(config: _Config) -> None:
     defined = config.macros
     for name, where in config.used_macros.items():
@@ -331,7 +282,7 @@ def _check_macros(config: _Config) -> None:
             raise UserError(f"{config.places[name]}nothing uses the macro '{name}'.{nearest(name, config.used_macros)}")
     values = {**defined, **{_key(*owner, k): v for owner, own in config.bindings.items() for k, v in own.items()}}
     for name, value in values.items():
-        if any(isinstance(part, _Macro) and part.name == REQUIRED for part in _parts(value)):
+        if any(isinstance(part, Macro) and part.name == REQUIRED for part in parts(value)):
             raise UserError(f"{name} has no value and this configuration requires one: give --gin.{name}=VALUE.")
 
 
@@ -344,8 +295,8 @@ def _values(config: _Config) -> Iterable[Any]:
 def _check_used(config: _Config, in_files: set[str]) -> None:
     """Refuses bindings of the command line to what neither the files nor they themselves use: they would do nothing. In
     files it may stand: another file may have replaced a method whose parameters are still bound."""
-    parts = [part for value in _values(config) for part in _parts(value) if isinstance(part, _Reference)]
-    used = {_lookup(config, part.selector, "").selector for part in parts}
+    named = [part for value in _values(config) for part in parts(value) if isinstance(part, Reference)]
+    used = {_lookup(config, part.selector, "").selector for part in named}
     for (scope, selector), own in config.bindings.items():
         if selector in CONFIGURABLES and selector not in in_files | used:
             where = config.places[_key(scope, selector, next(iter(own)))]
@@ -357,37 +308,37 @@ def _check_used(config: _Config, in_files: set[str]) -> None:
 def _followed(config: _Config, value: Any, default: Any = None) -> tuple[Any, str]:
     """What a macro stands for in the end, and the name of the last macro on the way ("" where there was none)."""
     seen: list[str] = []
-    while isinstance(value, _Macro) and value.name not in seen:
+    while isinstance(value, Macro) and value.name not in seen:
         seen.append(value.name)
         value = config.macros.get(value.name, default)
     return value, seen[-1] if seen else ""
 
 
-_KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text in quotes", type(None): "None"}
-
-
 def _check_types(config: _Config) -> None:
-    """Refuses plain values that a parameter annotated as number, text or truth value cannot be, and a class where an
-    object of it belongs."""
+    """Refuses what a parameter's annotation shows that it cannot be, such as text for a number, however deep in a list,
+    and a class where an object of it belongs."""
+    meaning = Meaning(config.macros, lambda name: config.configurables[name].target)
     for (scope, selector), own in config.bindings.items():
         annotations = _annotations(config.configurables[selector].target)
         for parameter, written in own.items():
+            annotation = annotations.get(parameter, Any)
+            if meaning.fits(written, annotation):
+                continue
             value, through = _followed(config, written)
-            annotation = annotations.get(parameter)
-            union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-            allowed = typing.get_args(annotation) if union else (annotation,)
-            if isinstance(value, _Reference) and not value.called:
-                target = config.configurables[value.selector].target
-                if inspect.isclass(target) and any(kind in target.__mro__[:-1] for kind in allowed):
-                    key = _key(scope, selector, parameter)
-                    raise UserError(f"{config.places[through or key]}{key} is the class itself; write {value}().")
-            if isinstance(value, (_Reference, _Macro)) or not set(allowed) <= set(_KINDS):
-                continue
-            if type(value) in allowed or (type(value) is int and float in allowed):
-                continue
             key = _key(scope, selector, parameter)
-            must_be = " or ".join(_KINDS[kind] for kind in allowed)
-            raise UserError(f"{config.places[through or key]}{key} is {value!r}; it must be {must_be}.")
+            where = f"{config.places[through or key]}{key}"
+            uncalled = [part for part in parts(value) if isinstance(part, Reference) and not part.called]
+            if uncalled and meaning.fits(called(value), annotation):
+                raise UserError(f"{where} {'is' if value is uncalled[0] else 'has'} the class itself; write {uncalled[0]}().")
+            raise UserError(f"{where} is {value!r}; it must be {in_words(annotation, value, _objects)}.")
+
+
+def _objects(kind: type) -> list[str]:
+    """The configurables whose objects are of a class; of a protocol those beside it, in its module."""
+    targets = {selector: _resolve(selector) for selector in CONFIGURABLES}
+    if getattr(kind, "_is_protocol", False):
+        return [selector for selector, target in targets.items() if target.__module__ == kind.__module__]
+    return [selector for selector, target in targets.items() if inspect.isclass(target) and issubclass(target, kind)]
 
 
 def _annotations(target: Callable) -> dict[str, Any]:
@@ -470,7 +421,7 @@ def _live_macros(config: _Config) -> dict[str, Any]:
     have been the only reader, and a text that sets a macro for nobody cannot be loaded."""
     found, left = set(), [value for own in config.bindings.values() for value in own.values()]
     while left:
-        names = {part.name for part in _parts(left.pop()) if isinstance(part, _Macro)} & config.macros.keys()
+        names = {part.name for part in parts(left.pop()) if isinstance(part, Macro)} & config.macros.keys()
         left += [config.macros[name] for name in names - found]
         found |= names
     return {name: value for name, value in config.macros.items() if name in found}
