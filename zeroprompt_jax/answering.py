@@ -68,6 +68,8 @@ def infer_run(
     for name in dict.fromkeys(row.get("task", task) for row in rows):
         if name is not None and made is None:
             _check_instructions(*tokenise.find(name, vocabulary))  # a mistake is told before the model is loaded
+    if input is not None or cards.cut_at_end(card):  # else the rows are known only once the model is
+        infer.answered(output, rows)
     made = made or predictor(experiment, checkpoint_path, **keeping)
     if input is None and not cards.cut_at_end(card):
         fitted = (_fitted(made, card, example, r.options) for example, r in zip(examples, rendered))

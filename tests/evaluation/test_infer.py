@@ -119,6 +119,19 @@ def test_an_output_of_another_kind_is_left_alone(tmp_path, content):
     assert output.read_bytes() == content
 
 
+def test_pairs_of_halves_are_characters(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"input": "\\ud83d\\ude00"}\n')
+    rows = read_rows(tmp_path / "a.jsonl")
+    assert rows == [{"input": "\N{GRINNING FACE}"}] and run(rows, tmp_path / "out.jsonl") == 1
+
+
+def test_an_output_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    for output, why in ((tmp_path, "Is a directory"), (tmp_path / "file" / "out.jsonl", "its folder is a file")):
+        with pytest.raises(UserError, match=rf"The output '{output}' cannot be written \({why}\)\."):
+            run(ROWS, output)
+
+
 def test_jsonl_and_tsv_read_alike(tmp_path):
     (tmp_path / "a.jsonl").write_text(
         '{"input": "one \\"quoted\\"", "task": "t", "options": ["x", "y z"]}\n\n{"input": "two", "n": "1"}\n', "utf-8"
@@ -141,6 +154,8 @@ def test_jsonl_and_tsv_read_alike(tmp_path):
         ("a.jsonl", b'{"input": "a", "options": []}\n', "line 1: 'options' is empty"),
         ("a.jsonl", b'{"input": "a", "task": 3}\n', "line 1: 'task' is not text"),
         ("a.jsonl", b'{"input": "\xff"}\n', "cannot be read"),
+        ("a.jsonl", b'{"input": "a"}\n{"input": "a \\ud83d"}\n', "line 2: it holds half a character (U+D83D)"),
+        ("a.jsonl", b'{"input": "a", "more": [{"\\udc00": 1}]}\n', "line 1: it holds half a character (U+DC00)"),
         ("a.tsv", b"text\ttask\na\tb\n", "has no column 'input'"),
         ("a.tsv", b"", "has no column 'input'"),
         ("a.tsv", b"input\n" + b"a" * 200_000 + b"\n", "cannot be read"),

@@ -1,7 +1,9 @@
 """Inference over files: JSONL or TSV in, JSONL out, in order, resumable after any interruption."""
 
 import csv
+import errno
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,11 @@ def _jsonl(path: Path, lines, column: str) -> Iterator[tuple[int, dict[str, Any]
             raise UserError(f"{path}, line {number}: not JSON ({e.msg}).") from e
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: {type(row).__name__} where an object with '{column}' belongs.")
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as e:  # JSON may say \ud83d, the first half of a pair, alone
+            half = f"U+{ord(e.object[e.start]):04X}"
+            raise UserError(f"{path}, line {number}: it holds half a character ({half}), which is no text.") from e
         yield number, row
 
 
@@ -138,7 +145,7 @@ def write_answers(
 ) -> int:
     """As `infer`, of whatever answers: rows to what each is answered, under some of the names in ANSWERS."""
     output = Path(output)
-    done = _done(output, rows)
+    done = answered(output, rows)
     bar = tqdm.tqdm(total=len(rows), initial=done, desc="infer", unit="row", disable=not progress)
     with output.open("a", encoding="utf-8") as f, bar:
         for start in range(done, len(rows), chunk):
@@ -150,21 +157,29 @@ def write_answers(
     return len(rows) - done
 
 
-def _done(output: Path, rows: Sequence[dict[str, Any]]) -> int:
-    """How many rows `output` already answers; half a last line, from a run that was killed, is cut off."""
-    if not output.exists():
-        output.parent.mkdir(parents=True, exist_ok=True)
-        return 0
-    text = output.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1]
-    lines = whole.split(b"\n")[:-1]
-    for number, line in enumerate(lines):
-        if number >= len(rows) or not _answers(line, rows[number]):
-            raise UserError(f"{output}, line {number + 1}: it answers another input file; choose another output.")
-    if len(whole) < len(text):
+def answered(output: str | Path, rows: Sequence[dict[str, Any]]) -> int:
+    """How many rows `output` already answers; half a last line, from a run that was killed, is cut off. To be asked before
+    a model is loaded, too. Raises UserError where it holds anything else, and where it cannot be written."""
+    output = Path(output)
+    try:
+        if not output.exists():
+            output.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(output.parent, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return 0
         with output.open("r+b") as f:
-            f.truncate(len(whole))
-    return len(lines)
+            text = f.read()
+            whole = text[: text.rfind(b"\n") + 1]
+            lines = whole.split(b"\n")[:-1]
+            for number, line in enumerate(lines):
+                if number >= len(rows) or not _answers(line, rows[number]):
+                    raise UserError(f"{output}, line {number + 1}: it answers another input file; choose another output.")
+            if len(whole) < len(text):
+                f.truncate(len(whole))
+            return len(lines)
+    except OSError as e:
+        why = "its folder is a file" if isinstance(e, FileExistsError) else e.strerror
+        raise UserError(f"The output '{output}' cannot be written ({why}).") from e
 
 
 def _answers(line: bytes, row: dict[str, Any]) -> bool:

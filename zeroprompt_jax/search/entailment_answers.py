@@ -57,6 +57,7 @@ def answer(study: EntailmentStudy, path: str, output: str, arm: str | None = Non
             raise UserError(f"{path}, line {number}: a row of '{row['task']}' has no text under '{missing[0]}'.")
     if not rows:
         raise UserError(f"The input file '{path}' holds no rows.")
+    infer.answered(output, [row for _, row in rows])  # a mistake is told before the models are loaded
     ask = _asker(study, suite, arm, {task: _seed(done, task, split) for task in sorted({row["task"] for _, row in rows})})
     return infer.write_answers(ask, [row for _, row in rows], output)
 
