@@ -328,6 +328,27 @@ def test_bad_examples_are_named(tmp_path, example, message):
     assert "'one'" in str(error.value)
 
 
+@pytest.mark.parametrize("vocabulary", ["bytes", "procedural"])
+def test_half_a_character_is_named(tmp_path, vocabulary):
+    names = register_one([{"input": "fine", "target": "yes"}, {"input": "half \ud83d", "target": "yes"}])
+    with pytest.raises(UserError, match=r"Task 'one': an example holds half a character \(U\+D83D\)"):
+        build(tmp_path, names, vocabulary=load_vocabulary(vocabulary))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_tasks_missing_file_is_named(tmp_path, register, workers):
+    def examples(split):
+        with open(tmp_path / "films.jsonl") as f:
+            yield from map(json.loads, f)
+
+    cards.register(cards.TaskCard(name="films", type="t", instructions=("Do.",)), cards.Source(examples, "1"))
+    other = register(1)
+    with pytest.raises(UserError, match=rf"Task 'films': .* \({tmp_path}/films.jsonl: No such file or directory\)\.$"):
+        build(tmp_path / "cache", [*other, "films"], workers=workers)
+    (tmp_path / "films.jsonl").write_text('{"input": "a", "target": "b"}\n')
+    assert build(tmp_path / "cache", [*other, "films"]).size("films") == 1
+
+
 def test_other_mistakes_are_named(tmp_path, register):
     names = register(1)
     with pytest.raises(UserError, match="has no examples"):

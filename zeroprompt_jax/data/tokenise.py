@@ -73,8 +73,20 @@ def tokenise(card: cards.TaskCard, source: cards.Source, vocabulary: Vocabulary,
       `instruction_counts` (training, held out) and `notes`.
 
     Raises:
-      UserError: an example that does not fit the card, an empty target, a target outside the vocabulary, no examples.
+      UserError: an example that does not fit the card, an empty target, a target outside the vocabulary, no examples, a
+        file of the task's that cannot be read.
     """
+    try:
+        return _tokenise(card, source, vocabulary, recipe)
+    except OSError as e:
+        what = f"{e.filename}: {e.strerror}" if e.filename is not None else str(e) or type(e).__name__
+        raise UserError(f"Task '{card.name}': its examples cannot be read ({what}).") from e
+    except UnicodeEncodeError as e:
+        half, near = f"U+{ord(e.object[e.start]):04X}", e.object[max(0, e.start - 40) : e.start + 40]
+        raise UserError(f"Task '{card.name}': an example holds half a character ({half}), which is no text: {near!r}.") from e
+
+
+def _tokenise(card: cards.TaskCard, source: cards.Source, vocabulary: Vocabulary, recipe: Recipe) -> dict[str, Any]:
     columns: dict[str, list] = {c: [] for c in ("inputs", "targets", "extra", "instructions", OWN, CUTS)}
     counts, notes = {}, {"dropped": 0, "unknown_targets": 0, "unknown_inputs": 0}
     for split in recipe.splits:
@@ -82,6 +94,7 @@ def tokenise(card: cards.TaskCard, source: cards.Source, vocabulary: Vocabulary,
             continue
         kept = _kept(card, source, split, recipe)
         examples, rendered = [e for e, _ in kept], [r for _, r in kept]
+        "\n".join(text for r in rendered for text in (r.input, r.target, r.instruction)).encode()  # half a character raises
         inputs = _ids(vocabulary, [r.input for r in rendered], [e.get("input_ids") for e in examples])
         targets = _ids(vocabulary, [r.target for r in rendered], [e.get("target_ids") for e in examples])
         own = _ids(vocabulary, [r.instruction for r in rendered], [e.get("instruction_ids") for e in examples])
