@@ -82,6 +82,15 @@ def test_runs_start_from_their_own_seeds_stages(tmp_path):
     assert labels == ["targets_0@2.3", "targets_1@2.3", "targets_0@4.3", "targets_1@4.3"]
 
 
+def test_tasks_named_alike_but_for_a_slash_have_their_own_folders(tmp_path):
+    for name in ("a/b", "a_b", "a"):
+        cards.register(cards.TaskCard(name, "digit", ("",)), cards.Source(lambda split: [{"input": "1", "target": "1"}], name))
+    cards.register_mixture("alike", ["a/b", "a_b", "a"])
+    made = study(tmp_path, targets="alike", shots=(1,))
+    folders = [run.experiment.train.model_dir for run in adaptation._runs(made, 0) if run.arm == "full"]
+    assert [folder.removeprefix(f"{tmp_path}/seed0/arms/full/") for folder in folders] == ["a/b@1.0", "a_b@1.0", "a@1.0"]
+
+
 def test_a_study_is_one_process_alone(tmp_path):
     with records.alone(tmp_path), pytest.raises(UserError, match="Another process is at work"):
         adaptation.run(study(tmp_path))

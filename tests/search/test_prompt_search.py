@@ -151,7 +151,7 @@ def test_a_study_from_end_to_end(tmp_path, tasks, capsys):
     # Stopped after the first task, and within the second, it comes to the same.
     before = (tmp_path / "records.jsonl").read_text().splitlines(True)
     (tmp_path / "records.jsonl").write_text(before[0])
-    path = tmp_path / "tasks" / "more_letters.json"
+    path = tmp_path / "tasks" / "more" / "letters.json"
     state = json.loads(path.read_text())
     again = dict(state, generation=0, kept=[], archive=state["archive"][:3], population=state["archive"][:3])
     again["population"] = [{k: r[k] for k in ("wording", "parent", "operator")} for r in again["population"]]

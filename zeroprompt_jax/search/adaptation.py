@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from zeroprompt_jax import export
 from zeroprompt_jax.data import seqio_bridge
 from zeroprompt_jax.experiment import Experiment
 from zeroprompt_jax.methods.bank import Bank
@@ -83,7 +84,7 @@ def _runs(study: AdaptationStudy, seed: int) -> Iterator[Run]:
             continue
         # What is no bank trains one task at a time.
         for task in seqio_bridge.find_mixture(mixture):
-            folder = f"arms/{name}/{task.replace('/', '_')}"
+            folder = str(export.place_of(task, f"arms/{name}", ""))
             yield Run(name, task, _experiment(study, arm, task, seed, folder))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from zeroprompt_jax import experiment as experiments
+from zeroprompt_jax import export
 from zeroprompt_jax.data import cards, few_shot, seqio_bridge, wordings
 from zeroprompt_jax.data.batches import Features
 from zeroprompt_jax.data.cards import Source, TaskCard
@@ -123,7 +124,8 @@ def run(study: PromptSearch, title: str = "") -> str:
             if name in done:
                 continue
             print(f"{place + 1} of {len(names)}: {name}.", file=sys.stderr)
-            record = search_task(study, name, predictor, writer, root / "tasks" / f"{name.replace('/', '_')}.json")
+            path = export.place_of(name, root / "tasks", ".json")
+            record = search_task(study, name, predictor, writer, path)
             records.append(root, [record])
             prompt_report.write(root, records.read(root), title)
         table = prompt_report.write(root, records.read(root), title)
