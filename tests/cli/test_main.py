@@ -51,6 +51,14 @@ def test_exit_codes_of_the_real_command():
     assert wrong.stderr.count("\n") == 1 and "Traceback" not in wrong.stderr
 
 
+def test_options_that_are_written_to_are_local_paths(monkeypatch, capsys):
+    monkeypatch.setenv("HOME", "/home/of/somebody")
+    assert cli.parse(["eval", "--model_dir=~/a", "--output=~/b"]).model_dir == "/home/of/somebody/a"
+    assert cli.parse(["eval", "--model_dir=~/a", "--output=~/b"]).output == "/home/of/somebody/b"
+    assert cli.main(["cache", "--mixture=x", "--cache_dir=gs://b/c"]) == 2
+    assert capsys.readouterr().err.startswith("zeroprompt: error: --cache_dir is 'gs://b/c'; it must be a local path. Mount")
+
+
 def test_a_mistake_behind_gin_is_one_sentence(capsys):
     """Also where what gin has configured is called later, and gin adds lines of its own to what that raises."""
     argv = ["--gin_file=experiments/hint_natural_instructions.gin", "--gin.NATURAL_INSTRUCTIONS_DIR=nowhere"]

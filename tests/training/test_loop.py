@@ -1,6 +1,7 @@
 """The loop: stopping and resuming is never stopping; divergence and failures are told."""
 
 import itertools
+import dataclasses
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import small_model
 
 from zeroprompt_jax.data import cache, cards
 from zeroprompt_jax.data.batches import Features, TrainStream
+from zeroprompt_jax.data.pipeline import Data
 from zeroprompt_jax.data.vocabulary import load_vocabulary
 from zeroprompt_jax.errors import Stopped, UserError
 from zeroprompt_jax.methods.full import Full
@@ -290,6 +292,21 @@ def test_metrics_go_to_tensorboard_too(tmp_path):
 def test_when_checkpoints_are_written(every, steps):
     train = Train("x", 10, save_every=every)
     assert [step for step in range(1, 11) if train.saves(step)] == steps
+
+
+def test_a_run_lies_at_a_local_path(monkeypatch):
+    """Checkpoints, metrics, caches and reports alike: each would have its own idea of `~` and of a bucket."""
+    monkeypatch.setenv("HOME", "/home/of/somebody")
+    train = Train("~/runs/x", 10)
+    assert train.model_dir == "/home/of/somebody/runs/x" == dataclasses.replace(train, steps=5).model_dir
+    assert Data("any", cache_dir="~/cache").cache_dir == "/home/of/somebody/cache" and Data("any").cache_dir is None
+    assert Train("runs/~x", 10).model_dir == "runs/~x"
+    with pytest.raises(UserError, match="Train.model_dir is 'gs://b/x'; it must be a local path. .* /mnt/zeroprompt/x\\."):
+        Train("gs://b/x", 10)
+    with pytest.raises(UserError, match="Data.cache_dir is 's3://b/cache/'; it must be a local path. .*/cache\\."):
+        Data("any", cache_dir="s3://b/cache/")
+    started = Train("x", 10, initial_checkpoint_path="gs://b/checkpoint_1")  # which are read where they are
+    assert started.initial_checkpoint_path == "gs://b/checkpoint_1"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import dataclasses
 
 from zeroprompt_jax import config
 from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.paths import place
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
         data = Data(**given)
     else:
         raise UserError("zeroprompt cache needs --gin_file FILE or --mixture NAME.")
-    directory = data.cache_dir or (f"{config.macro('MODEL_DIR')}/cache" if config.macro("MODEL_DIR") else None)
+    model_dir = place(config.macro("MODEL_DIR") or "", "MODEL_DIR")
+    directory = data.cache_dir or (f"{model_dir}/cache" if model_dir else None)
     if directory is None:
         raise UserError("zeroprompt cache needs --cache_dir DIRECTORY, or a config with MODEL_DIR or Data.cache_dir.")
     data = dataclasses.replace(data, modules=(*data.modules, *args.module))

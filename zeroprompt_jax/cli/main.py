@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import zeroprompt_jax
 from zeroprompt_jax.errors import PeerLost, Stopped, UserError, nearest, sentence, unknown
+from zeroprompt_jax.paths import place
 
 VERBS = {
     "train": "train a model, evaluate it, and report a table and its picture; the same command resumes",
@@ -98,6 +99,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         options = [option for action in parser._actions for option in action.option_strings]
         kind = "option" if name.startswith("-") else "argument"
         raise UserError(f"{parser.prog} has no {kind} '{name}'.{nearest(name, options)}")
+    for option in ("model_dir", "output", "cache_dir"):
+        if (path := getattr(args, option, None)) is not None:
+            setattr(args, option, place(path, f"--{option}"))
     if takes_config:
         args.gin_bindings = [*args.gin_bindings, *bindings]
     return args

@@ -11,6 +11,7 @@ from zeroprompt_jax.data.store import Store
 from zeroprompt_jax.data.task_modules import import_module
 from zeroprompt_jax.data.vocabulary import Vocabulary, load_vocabulary
 from zeroprompt_jax.errors import UserError, check_range, unknown
+from zeroprompt_jax.paths import place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,8 @@ class Data:
     seed: int = 0
 
     def __post_init__(self):
+        if self.cache_dir is not None:
+            object.__setattr__(self, "cache_dir", place(self.cache_dir, "Data.cache_dir"))
         check_range(self, "cap train_tasks max_train_examples max_test_examples max_examples_per_label")
         check_range(self, "instruction_limit bucket_lengths instruction_groups")
         check_range(self, "temperature", above=0)

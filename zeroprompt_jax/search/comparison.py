@@ -11,6 +11,7 @@ from pathlib import Path
 
 from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.experiment import Experiment
+from zeroprompt_jax.paths import place
 from zeroprompt_jax.search import comparison_report, records
 from zeroprompt_jax.search.records import Record, Run, Shard
 
@@ -35,6 +36,7 @@ class Comparison:
     reference: str | None = None
 
     def __post_init__(self):
+        object.__setattr__(self, "model_dir", place(self.model_dir, "Comparison.model_dir"))
         records.check_stages(self.stages, self.arms, self.seeds, "Comparison")
         if not self.arms:
             raise UserError("Comparison.arms is empty; give at least one experiment to compare.")

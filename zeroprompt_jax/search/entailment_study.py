@@ -27,6 +27,7 @@ from zeroprompt_jax.methods.base import Setting
 from zeroprompt_jax.methods.entailment import Entailment
 from zeroprompt_jax.models import roberta
 from zeroprompt_jax.models.roberta import RobertaConfig
+from zeroprompt_jax.paths import place
 from zeroprompt_jax.search import encoder_stages, entailment_report, records
 from zeroprompt_jax.search.encoder_stages import EncoderStage
 from zeroprompt_jax.search.entailment_slices import EntailmentArm, Fitted, Split, fit, slots_of
@@ -69,6 +70,7 @@ class EntailmentStudy:
     seed: int = 0
 
     def __post_init__(self):
+        object.__setattr__(self, "model_dir", place(self.model_dir, "EntailmentStudy.model_dir"))
         object.__setattr__(self, "splits", tuple(self.splits))
         if not self.arms or not self.splits or min(self.shots, self.batch_size) < 1:
             raise UserError("EntailmentStudy needs an arm, a split, and shots and batch_size of at least 1.")

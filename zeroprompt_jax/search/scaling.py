@@ -23,6 +23,7 @@ from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.evaluation import report
 from zeroprompt_jax.experiment import Experiment
 from zeroprompt_jax.models import t5
+from zeroprompt_jax.paths import place
 from zeroprompt_jax.search import records, scaling_report
 from zeroprompt_jax.search.records import Record, Run, Shard
 
@@ -66,6 +67,7 @@ class ScalingStudy:
     compute: str = "steps"
 
     def __post_init__(self):
+        object.__setattr__(self, "model_dir", place(self.model_dir, "ScalingStudy.model_dir"))
         if not self.sizes:
             raise UserError("ScalingStudy.sizes is empty; give at least one experiment.")
         if self.seeds < 1:

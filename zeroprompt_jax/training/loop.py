@@ -17,6 +17,7 @@ import tqdm
 from etils import epath
 
 from zeroprompt_jax.errors import Stopped, UserError, check_range
+from zeroprompt_jax.paths import place
 from zeroprompt_jax.training.checkpoint import Checkpointer
 from zeroprompt_jax.training.distributed import Preemption
 from zeroprompt_jax.training.goodput import Goodput
@@ -34,12 +35,12 @@ class Diverged(UserError):
 class Train:
     """How long and how often. Counts are in steps, one step being one update from one batch.
 
-    batch_size is global, over all devices and micro-batches. eval_every None evaluates at the end only; save_every None
-    saves at the end only, and several numbers after these steps too. initial_checkpoint_path: parameters to start from
-    (a run's MODEL_DIR or one step of it, or a backbone: 'packaged:t5_tiny', a directory in Hugging Face layout,
-    OWNER/NAME on the Hugging Face hub or a T5X checkpoint), as far as initial_checkpoint_regex matches their paths, such
-    as 'backbone/.*'. profile_steps: the first and the last step of a profile that TensorBoard and XProf read, of the first
-    process' devices, in MODEL_DIR/profile.
+    model_dir is a local path; a bucket is mounted. batch_size is global, over all devices and micro-batches. eval_every
+    None evaluates at the end only; save_every None saves at the end only, and several numbers after these steps too.
+    initial_checkpoint_path: parameters to start from (a run's MODEL_DIR or one step of it, or a backbone:
+    'packaged:t5_tiny', a directory in Hugging Face layout, OWNER/NAME on the Hugging Face hub or a T5X checkpoint), as
+    far as initial_checkpoint_regex matches their paths, such as 'backbone/.*'. profile_steps: the first and the last
+    step of a profile that TensorBoard and XProf read, of the first process' devices, in MODEL_DIR/profile.
     """
 
     model_dir: str
@@ -56,6 +57,7 @@ class Train:
     profile_steps: Sequence[int] | None = None
 
     def __post_init__(self):
+        object.__setattr__(self, "model_dir", place(self.model_dir, "Train.model_dir"))
         check_range(self, "steps batch_size accumulate log_every keep eval_every save_every")
         if self.batch_size % self.accumulate:
             near = max(1, round(self.batch_size / self.accumulate)) * self.accumulate
