@@ -62,7 +62,7 @@ def test_other_mistakes():
         (lambda: Adapter(placement="serial"), "Unknown adapter placement 'serial'. Did you mean 'series'"),
         (lambda: Compacter(0), "Compacter.rank is 0"),
         (lambda: Compacter(6), "Compacter.division is 4; it must be at least 1 and divide rank 6"),
-        (lambda: Compacter(9, division=3).init(None, cases.setting()), "division 3 does not divide the backbone's emb_dim 16"),
+        (lambda: Compacter(9, division=3).init(None, cases.setting()), "division 3 does not divide the backbone's emb_dim 16; 1 does"),
         (lambda: Adapter(activation="gelo"), "Unknown activation 'gelo'. Did you mean 'gelu'"),
     ]:
         with pytest.raises(UserError, match=message):

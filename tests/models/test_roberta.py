@@ -362,7 +362,7 @@ def test_what_does_not_fit_is_named():
         run(Conditioning(Stack(prompt=vectors)), longest)
     with pytest.raises(UserError, match=r"token_types have shape \(4, 3\), but tokens \(4, 9\)"):
         run(types=np.zeros((4, 3), np.int32))
-    with pytest.raises(UserError, match="emb_dim 12 does not divide into 5 heads"):
+    with pytest.raises(UserError, match="emb_dim 12 does not divide into 5 heads; 10 would"):
         tiny_roberta.config(num_heads=5)
     with pytest.raises(UserError, match="labels entailment, neutral, contradiction need the pooled head"):
         tiny_roberta.config(pooled_head=False)

@@ -1,6 +1,7 @@
 """Compacters: adapters whose matrices are sums of Kronecker products (Mahabadi et al. 2021, arXiv 2106.04647)."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ class Compacter(Adapter):
     def init(self, rng, setting):
         N, R, D, n = self.slices(setting), self.rank, setting.config.emb_dim, self.division
         if D % n:
-            raise UserError(f"Compacter.division {n} does not divide the backbone's emb_dim {D}.")
+            raise UserError(f"Compacter.division {n} does not divide the backbone's emb_dim {D}; {math.gcd(n, D)} does.")
         chosen = places.matching("Compacter.sublayers", self.sublayers, places.sublayers(setting.config))
         rule, *keys = jax.random.split(rng, 1 + len(chosen))
         params = {"compacter/rule": jax.random.normal(rule, (N, n, n, n)) * n**-0.5}

@@ -75,7 +75,10 @@ class RobertaConfig:
         object.__setattr__(self, "labels", tuple(self.labels))
         check_numerics(self)
         if self.emb_dim % self.num_heads:
-            raise UserError(f"RobertaConfig.emb_dim {self.emb_dim} does not divide into {self.num_heads} heads.")
+            near = max(1, round(self.emb_dim / self.num_heads)) * self.num_heads
+            raise UserError(
+                f"RobertaConfig.emb_dim {self.emb_dim} does not divide into {self.num_heads} heads; {near} would."
+            )
         if self.labels and not self.pooled_head:
             raise UserError(f"RobertaConfig.labels {', '.join(self.labels)} need the pooled head: set pooled_head.")
 

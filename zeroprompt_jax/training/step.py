@@ -1,6 +1,7 @@
 """One training step: loss, gradient of what trains, update. The only place that differentiates."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 
 import jax
@@ -77,7 +78,8 @@ def make_train_step(
         else:
             rows = len(weights)
             if rows % accumulate:
-                raise UserError(f"A batch of {rows} rows does not divide into {accumulate} micro-batches.")
+                near = math.gcd(rows, accumulate)
+                raise UserError(f"A batch of {rows} rows does not divide into {accumulate} micro-batches; {near} would.")
 
             def micro(carry, x):
                 i, part = x
@@ -89,7 +91,8 @@ def make_train_step(
             # stay together.
             units = batch["instruction_tokens"].shape[0] if "instruction_tokens" in batch else rows
             if units % accumulate:
-                raise UserError(f"{units} instruction groups do not divide into {accumulate} micro-batches.")
+                near = math.gcd(units, accumulate)
+                raise UserError(f"{units} instruction groups do not divide into {accumulate} micro-batches; {near} would.")
 
             def interleave(x):
                 x = x.reshape(units // accumulate, accumulate, x.shape[0] // units, *x.shape[1:]).swapaxes(0, 1)
