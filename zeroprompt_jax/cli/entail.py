@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     runs.begin()
     if args.input is not None:
         count = entailment_answers.answer(study, args.input, args.output, args.arm, args.split)
-        print(f"{count:,} rows answered; {args.output}")
+        print(f"{count:,} row{'s' * (count != 1)} answered; {args.output}")
         return 0
     entailment_study.run(study, " ".join(["zeroprompt entail", *(f"--gin_file={name}" for name in args.gin_file)]))
     return 0

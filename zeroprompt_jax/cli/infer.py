@@ -54,5 +54,5 @@ def run(args: argparse.Namespace) -> int:
     count = answering.infer_run(
         settings, args.output, args.input, args.task, args.split, args.module, args.checkpoint, made, **keeping
     )
-    print(f"{count:,} rows answered; {args.output}")
+    print(f"{count:,} row{'s' * (count != 1)} answered; {args.output}")
     return 0
