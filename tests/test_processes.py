@@ -136,7 +136,8 @@ def test_only_the_first_process_writes_and_prints(run):
     outside = [path for path in second["written"] if not path.startswith("two/checkpoints/")]
     assert outside == [] and any("metrics.jsonl" in path for path in first["written"])
     assert "Picture: " in first["out"] and "Train: 3 tasks" in first["err"] and "cpu, data 2 × fsdp 2" in first["err"]
-    said = [line for line in second["out"].splitlines() if not line.startswith("[Gloo]")]
+    # Gloo's threads write into each other's lines.
+    said = [line for line in second["out"].splitlines() if line.strip() and "[Gloo]" not in line and "peer ranks" not in line]
     assert said == [] and "Train:" not in second["err"] and "examples/s" not in second["err"]
     assert first["again"] is second["again"] is None  # it was finished
 
