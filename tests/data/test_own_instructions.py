@@ -113,7 +113,7 @@ def test_limits_and_mistakes(store, tmp_path):
 @pytest.mark.parametrize("row", [{"task": "own"}, {}])
 def test_a_file_cannot_name_their_tasks(store, tmp_path, row):
     (tmp_path / "a.jsonl").write_text(json.dumps({"input": "x", **row}))
-    made = SimpleNamespace(data=SimpleNamespace(register=lambda modules: None))
+    made = SimpleNamespace(data=SimpleNamespace(register=lambda modules: None, vocabulary="bytes"))
     with pytest.raises(UserError, match="'own' bring their own instructions, which only evaluation reads"):
         answering.infer_run(made, str(tmp_path / "out.jsonl"), str(tmp_path / "a.jsonl"), task="own")
 

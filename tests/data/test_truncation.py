@@ -11,6 +11,7 @@ from zeroprompt_jax.data.batches import EvalSet, Features, TrainStream
 from zeroprompt_jax.data.store import CUTS
 from zeroprompt_jax.data.vocabulary import load_vocabulary
 from zeroprompt_jax.errors import UserError
+from zeroprompt_jax.evaluation.evaluate import Evaluate
 
 V = load_vocabulary("bytes")
 OPTIONS = ("certainly", "not at all")
@@ -107,15 +108,19 @@ def test_inference_reads_what_evaluation_reads(tmp_path, apart):
     features = Features(80, 30, 20 * apart, instruct_inputs=not apart)
     store, read = cache.build(tmp_path / "store", [add("behind")], V, progress=False), []
 
-    def score(texts, options, tasks):
+    def score(texts, options, tasks, length_normalised):
         read.extend(V.encode(text) for text in texts)
         return [[0.0] * len(own) for own in options]
 
     made = SimpleNamespace(
-        vocabulary=V, features=features, score=score, method=SimpleNamespace(reads_instructions=False)
+        vocabulary=V,
+        features=features,
+        score=score,
+        method=SimpleNamespace(reads_instructions=False),
+        options_of=lambda name: (),
     )
-    data = SimpleNamespace(register=lambda modules: None, option_seed=None)
-    run = SimpleNamespace(data=data, evaluate=SimpleNamespace(strategy=None))
+    data = SimpleNamespace(register=lambda modules: None, option_seed=None, vocabulary="bytes")
+    run = SimpleNamespace(data=data, evaluate=Evaluate())
     assert answering.infer_run(run, str(tmp_path / "out.jsonl"), task="behind", made=made) == 8
     [batch] = EvalSet(store, ["behind"], "test", features).batches(8)
     before = [] if apart else V.encode(f"{WORDING} ")

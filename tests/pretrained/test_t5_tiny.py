@@ -27,7 +27,7 @@ def settings():
 
 def experiment_with(model, path=SPEC, **train):
     made = experiment.Experiment(
-        data=experiment.Data(mixture="procedural_train"),
+        data=experiment.Data(mixture="procedural_train", vocabulary=SPEC),
         train=experiment.Train(model_dir="unused", steps=1, initial_checkpoint_path=path, **train),
         model=model,
     )

@@ -45,7 +45,6 @@ class Predictor:
       features: token lengths; of an input only what follows the instruction is ever cut to fit.
       instructions: task name to its instruction text, as a mapping or a function. A function raises LookupError or
         UserError for a task it does not know.
-      options: task name to its answer options, in the same ways; none for a task that a mapping does not have.
       task_ids: task name to its place, or places, in the method's banks, for methods that keep something per task.
       batch_size: most rows at a time.
       module_store: for a method that reads instructions, the folder that keeps what it makes of them, one file per task,
@@ -54,6 +53,7 @@ class Predictor:
         many as the calls so far have had, up to `batch_size`, so that a task more may compile.
       module_dtype: that they are kept in, float32 or bfloat16; by default the model's, which loses nothing.
       lengths: input lengths to compile for besides `features.inputs`; by default 32 and its multiples by powers of two.
+      options: task name to its answer options, as a mapping or a function; none for a task that a mapping does not have.
     """
 
     config: T5Config
@@ -62,13 +62,13 @@ class Predictor:
     vocabulary: Any
     features: Features
     instructions: Mapping[str, str] | Callable[[str], str] = dataclasses.field(default_factory=dict)
-    options: Mapping[str, Sequence[str]] | Callable[[str], Sequence[str]] = dataclasses.field(default_factory=dict)
     task_ids: Mapping[str, Any] | None = None
     batch_size: int = 64
     module_store: str | None = None
     module_capacity: int | None = None
     module_dtype: str | None = None
     lengths: Sequence[int] = ()
+    options: Mapping[str, Sequence[str]] | Callable[[str], Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.batch_size < 1:

@@ -164,9 +164,21 @@ class Program:
             for operand in instruction.operands:
                 yield from self._comparisons(computation, operand, given)
         elif instruction.opcode == "fusion":
-            (called,) = instruction.called("calls")
-            inner = {i: self._value(computation, operand, given) for i, operand in enumerate(instruction.operands)}
-            yield from self._comparisons(self.computations[called], self.computations[called].root, inner)
+            fused, inner = self._inner(computation, instruction, given)
+            yield from self._comparisons(fused, fused.root, inner)
+
+    def _inner(self, computation: Computation, fusion: Instruction, given: Mapping[int, _Value | None]):
+        """(what a fusion runs, the values of its parameters)."""
+        (name,) = fusion.called("calls")
+        return self.computations[name], {i: self._value(computation, o, given) for i, o in enumerate(fusion.operands)}
+
+    def _fused(self, computation: Computation, fusion: Instruction, given: Mapping[int, _Value | None], place=None):
+        """The value of a fusion, or of an element of what it makes."""
+        fused, inner = self._inner(computation, fusion, given)
+        root = fused.instructions[fused.root]
+        if (root.opcode == "tuple") != (place is not None):
+            return None
+        return self._value(fused, fused.root if place is None else root.operands[place], inner)
 
     def _value(self, computation: Computation, name: str, given: Mapping[int, _Value | None]) -> _Value | None:
         instruction = computation.instructions[name]
@@ -181,7 +193,11 @@ class Program:
                 place = int(re.search(r"index=(\d+)", instruction.attributes)[1])
                 if source.opcode == "tuple":
                     return self._value(computation, source.operands[place], given)
+                if source.opcode == "fusion":
+                    return self._fused(computation, source, given, place)
                 return _Value(place, 0) if source.opcode == "parameter" else None
+            case "fusion":
+                return self._fused(computation, instruction, given)
             case "add":
                 parts = [self._value(computation, operand, given) for operand in instruction.operands]
                 if None in parts or all(part.place is not None for part in parts):
