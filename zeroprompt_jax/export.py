@@ -20,6 +20,7 @@ from zeroprompt_jax.experiment import Experiment, build_model, restore, task_ids
 from zeroprompt_jax.interop import huggingface, peft
 from zeroprompt_jax.methods.base import Method
 from zeroprompt_jax.models import t5
+from zeroprompt_jax.paths import place_of
 from zeroprompt_jax.training import task_file
 from zeroprompt_jax.training.fingerprint import fingerprint
 from zeroprompt_jax.training.task_file import TaskFile
@@ -63,11 +64,6 @@ def export_run(
             _write(file, path, format, experiment.model)
         written.append(path)
     return written
-
-
-def place_of(task: str, folder: str | Path, ending: str) -> Path:
-    """Where a task's file stands among others: task names hold slashes, so many tasks become a tree of folders."""
-    return Path(folder) / ("/".join(part for part in task.split("/") if part not in ("", ".", "..")) + ending)
 
 
 def export_backbone(

@@ -1,6 +1,7 @@
-"""Where runs, caches and reports are written."""
+"""Where runs, caches, reports and tasks' files are written."""
 
 import os
+from pathlib import Path
 
 from zeroprompt_jax.errors import UserError
 
@@ -18,3 +19,8 @@ def place(path: str | os.PathLike, name: str) -> str:
             f"below it, such as /mnt/zeroprompt/{path.rstrip('/').rpartition('/')[2]}."
         )
     return os.path.expanduser(path)
+
+
+def place_of(task: str, folder: str | os.PathLike, ending: str = "") -> Path:
+    """Where a task's file stands among others: task names hold slashes, so many tasks become a tree of folders."""
+    return Path(folder) / ("/".join(part for part in task.split("/") if part not in ("", ".", "..")) + ending)

@@ -25,6 +25,7 @@ from zeroprompt_jax.experiment import Experiment
 from zeroprompt_jax.interop import huggingface, huggingface_roberta
 from zeroprompt_jax.methods.base import Method
 from zeroprompt_jax.methods.initialisers import read_array
+from zeroprompt_jax.paths import place_of
 from zeroprompt_jax.search import recycling
 from zeroprompt_jax.search.recycling import Linear, Map, Recycler
 from zeroprompt_jax.training import task_file
@@ -270,7 +271,7 @@ def recycle(
     fitted = _fitted(origin, target, recycler, words, kept)
     paths = []
     for file in files:
-        path = Path(output) if one else export.place_of(file.task, output, task_file.SUFFIX)
+        path = Path(output) if one else place_of(file.task, output, task_file.SUFFIX)
         task_file.save(recycle_task(file, fitted, target), path)
         paths.append(path)
     return paths, fitted

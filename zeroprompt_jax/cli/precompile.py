@@ -10,7 +10,11 @@ from zeroprompt_jax import config
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     config.add_arguments(parser)
-    parser.add_argument("--topology", required=True, help="the slice's chips, such as v5e:2x4, or its accelerator type, such as v5litepod-8 or v5p-128")
+    parser.add_argument(
+        "--topology",
+        required=True,
+        help="the slice's chips, such as v5e:2x4, or its accelerator type, such as v5litepod-8 or v5p-128",
+    )
     parser.add_argument("--slices", type=int, default=1, help="so many slices, joined by the data centre's network")
     parser.add_argument("--mesh", help="sizes of mesh axes, such as data:16,model:4 (default: the config's Mesh)")
     parser.add_argument(

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 import itertools
 import re
 import string
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from zeroprompt_jax.data import few_shot
-from zeroprompt_jax.data.task_modules import PACKAGED
+from zeroprompt_jax.data.task_modules import PACKAGED, packaged
 from zeroprompt_jax.errors import UserError, unknown
 
 POOLS = ("train", "held_out_task", "held_out_type")
@@ -262,9 +261,8 @@ def mixture(name: str) -> dict[str, float]:
 
 def unregistered(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not registered, which tells a packaged module of its beginning, such as `glue`."""
-    begins = re.match(r"[a-z]\w*", name)
-    module = f"{PACKAGED}.{begins[0]}" if begins else PACKAGED
-    if module == PACKAGED or module in sys.modules or importlib.util.find_spec(module) is None:
+    module = f"{PACKAGED}.{name.partition('/')[0]}"
+    if module in sys.modules or module not in packaged():
         return unknown(kind, name, known)
     return UserError(f"Unknown {kind} '{name}'. {module} registers such: name it in Data.modules, or by --module={module}.")
 

@@ -186,8 +186,8 @@ class Predictor:
         except KeyError as e:
             if e.args[0] not in ("task_ids", "instruction_tokens") or e.args[0] in batch:
                 raise
-            told = {"task_ids": "a task for each text (in files 'task', or --task)"}
-            needs = told.get(e.args[0], "Features.instructions above 0")
+            a_task = "a task for each text (in files 'task', or --task)"
+            needs = a_task if e.args[0] == "task_ids" else "Features.instructions above 0"
             raise UserError(f"The method {type(self.method).__name__} reads {e.args[0]}: it needs {needs}.") from None
 
     def _instruction(self, name: str) -> str:

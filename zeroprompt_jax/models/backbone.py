@@ -30,7 +30,8 @@ REMAT_POLICIES = {
 
 
 def check_numerics(config: Any) -> None:
-    """Raises UserError for a remat policy, dtype or activation of a backbone's config that there is not, or a wrong dropout rate."""
+    """Raises UserError for a remat policy, dtype or activation of a backbone's config that there is not, and for a dropout
+    rate that cannot be."""
     if config.remat_policy not in REMAT_POLICIES:
         raise unknown("remat_policy", config.remat_policy, REMAT_POLICIES)
     if config.dtype not in ("float32", "bfloat16"):

@@ -9,12 +9,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from zeroprompt_jax import export
 from zeroprompt_jax.data import seqio_bridge
 from zeroprompt_jax.experiment import Experiment
 from zeroprompt_jax.methods.bank import Bank
 from zeroprompt_jax.methods.base import Method
 from zeroprompt_jax.methods.full import Full
+from zeroprompt_jax.paths import place_of
 from zeroprompt_jax.search import adaptation_report, records
 from zeroprompt_jax.search.records import Record, Run
 from zeroprompt_jax.training.optimizer import Optimizer
@@ -84,7 +84,7 @@ def _runs(study: AdaptationStudy, seed: int) -> Iterator[Run]:
             continue
         # What is no bank trains one task at a time.
         for task in seqio_bridge.find_mixture(mixture):
-            folder = str(export.place_of(task, f"arms/{name}", ""))
+            folder = str(place_of(task, f"arms/{name}"))
             yield Run(name, task, _experiment(study, arm, task, seed, folder))
 
 

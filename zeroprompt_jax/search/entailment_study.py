@@ -17,7 +17,6 @@ import jax
 import numpy as np
 import tqdm
 
-from zeroprompt_jax import export
 from zeroprompt_jax.data import cards, entailment, few_shot
 from zeroprompt_jax.data.entailment import Rows
 from zeroprompt_jax.data.entailment_suite import Suite
@@ -27,7 +26,7 @@ from zeroprompt_jax.methods.base import Setting
 from zeroprompt_jax.methods.entailment import Entailment
 from zeroprompt_jax.models import roberta
 from zeroprompt_jax.models.roberta import RobertaConfig
-from zeroprompt_jax.paths import place
+from zeroprompt_jax.paths import place, place_of
 from zeroprompt_jax.search import encoder_stages, entailment_report, records
 from zeroprompt_jax.search.encoder_stages import EncoderStage
 from zeroprompt_jax.search.entailment_slices import EntailmentArm, Fitted, Split, fit, slots_of
@@ -236,7 +235,7 @@ def _measure(
 
 def kept_at(study: EntailmentStudy, arm: str, task: str, seed: int) -> Path:
     """The task file of what an arm trained of a task on a split."""
-    return export.place_of(f"{task}.{seed}", Path(study.model_dir) / "tasks" / arm, task_file.SUFFIX)
+    return place_of(f"{task}.{seed}", Path(study.model_dir) / "tasks" / arm, task_file.SUFFIX)
 
 
 def _keep(

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from zeroprompt_jax import experiment as experiments
-from zeroprompt_jax import export
 from zeroprompt_jax.data import cards, few_shot, seqio_bridge, wordings
 from zeroprompt_jax.data.batches import Features
 from zeroprompt_jax.data.cards import Source, TaskCard
@@ -21,6 +20,7 @@ from zeroprompt_jax.errors import UserError, unknown
 from zeroprompt_jax.evaluation.predict import Predictor
 from zeroprompt_jax.experiment import Experiment
 from zeroprompt_jax.models import flops
+from zeroprompt_jax.paths import place_of
 from zeroprompt_jax.search import genetic, prompt_report, records
 from zeroprompt_jax.search.fitness import accuracy
 from zeroprompt_jax.search.genetic import Genetic, Problem
@@ -124,7 +124,7 @@ def run(study: PromptSearch, title: str = "") -> str:
             if name in done:
                 continue
             print(f"{place + 1} of {len(names)}: {name}.", file=sys.stderr)
-            path = export.place_of(name, root / "tasks", ".json")
+            path = place_of(name, root / "tasks", ".json")
             record = search_task(study, name, predictor, writer, path)
             records.append(root, [record])
             prompt_report.write(root, records.read(root), title)

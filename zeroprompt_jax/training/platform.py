@@ -15,9 +15,9 @@ def complaint(error: Exception) -> str | None:
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, (RuntimeError, AssertionError)) and frames and frames[-1].filename.endswith("xla_bridge.py"):
         asked = os.environ.get("JAX_PLATFORMS", "")
-        why = f" ({first.removesuffix(' (set JAX_PLATFORMS=' + repr('') + ' to automatically choose an available backend)')})"
+        why = first.partition(" (set JAX_PLATFORMS")[0]  # its own advice
         return (
-            f"JAX_PLATFORMS is '{asked}', which JAX cannot use here{why if first else ''}. Unset it, or install "
+            f"JAX_PLATFORMS is '{asked}', which JAX cannot use here{f' ({why})' * bool(why)}. Unset it, or install "
             f"zeroprompt_jax[gpu] or zeroprompt_jax[tpu] on a machine that has one."
         )
     return None

@@ -52,7 +52,7 @@ def alone(root: Path, file: str = ".lock") -> Iterator[None]:
     Raises UserError where another process holds it.
     """
     with contextlib.ExitStack() as held:
-        if partitioning.is_first() and ":/" not in str(root):  # what is in the cloud, such as gs://…, cannot be locked
+        if partitioning.is_first():
             try:
                 root.mkdir(parents=True, exist_ok=True)
                 fcntl.flock(held.enter_context(open(root / file, "a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
